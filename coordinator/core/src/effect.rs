@@ -1,0 +1,81 @@
+//! What the core asks to be done. Effects are hints: delivered at least once,
+//! idempotent, and derived again by `State::outstanding` for a new leader.
+//! Some also carry the answer that the proposer waits for.
+
+use steading_model::{AgentId, Digest, Incarnation, JobId, ProjectName, RunId};
+
+use crate::proposal::{Lease, Resolution};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Answer to `AdmitRun`, and to its repetition (`repeated`), which changed nothing.
+    Admitted { run: RunId, repeated: bool },
+    /// Answer to `RegisterAgent`.
+    Registered { agent: AgentId, incarnation: Incarnation },
+    /// There may be work that can be placed.
+    Dispatch,
+    /// Offer this lease to its agent.
+    Offer { agent: AgentId, incarnation: Incarnation, lease: Lease },
+    /// An assignment no longer held; `why` is for the log.
+    NotAssigned { job: JobId, agent: AgentId, why: Rejection },
+    /// Tell the agent that its lease is no more; its processes must go.
+    Revoke { agent: AgentId, incarnation: Incarnation, lease: Lease },
+    /// Tell the agent to cancel the lease's job gracefully; it still reports the end.
+    Cancel { agent: AgentId, incarnation: Incarnation, lease: Lease },
+    /// Plan the run again and propose `ExtendRun` with this revision.
+    PlanRun { run: RunId, revision: u32 },
+    /// A row of the run changed: wake those who watch it.
+    RunChanged { run: RunId },
+    /// The run reached its end.
+    RunFinished { run: RunId },
+    /// Answer to `ClaimAction`, now or when an earlier claimant gave up: execute it.
+    ClaimGranted { scope: ProjectName, action: Digest, lease: Lease },
+    /// Answer to `ClaimAction`: another lease executes it; `ClaimGranted` or
+    /// `ClaimResolved` follows.
+    ClaimWaits { scope: ProjectName, action: Digest, lease: Lease, holder: Lease },
+    /// The claim that `waiters` wait for ended with this.
+    ClaimResolved { scope: ProjectName, action: Digest, waiters: Vec<Lease>, resolution: Resolution },
+}
+
+/// Why a proposal changed nothing. The `Display` of each is what a person reads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("run is not known")]
+    RunUnknown,
+    #[error("run has ended")]
+    RunEnded,
+    #[error("run is already sealed")]
+    RunSealed,
+    #[error("run is not sealed")]
+    RunNotSealed,
+    #[error("chunk begins at job {given}, the run has {admitted}")]
+    ChunkOffset { given: u32, admitted: u32 },
+    #[error("plan is of revision {given}, the run is at {current}")]
+    PlanRevision { given: u32, current: u32 },
+    #[error("request id was used with another body")]
+    RequestBodyDiffers,
+    #[error("too many request ids are remembered")]
+    RequestIdsFull,
+    #[error("job key `{0}` is in the run already")]
+    JobKeyRepeated(String),
+    #[error("a limit is exceeded: {what} is {given}, at most {max}")]
+    Limit { what: &'static str, given: u64, max: u64 },
+    #[error("job is not waiting for an agent")]
+    JobNotQueued,
+    #[error("key of the job runs as many legs as it may")]
+    MaxParallel,
+    #[error("agent is not known")]
+    AgentUnknown,
+    #[error("incarnation is not the agent's current one")]
+    IncarnationStale,
+    #[error("agent has no room")]
+    AgentFull,
+    #[error("agent lacks label `{0}`")]
+    LabelMissing(String),
+    #[error("lease is not held under this epoch")]
+    LeaseStale,
+    #[error("claim is not held by this lease")]
+    ClaimNotHeld,
+    #[error("too many wait for this claim")]
+    ClaimFull,
+}

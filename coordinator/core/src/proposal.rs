@@ -1,0 +1,196 @@
+//! What enters the replicated core: the closed list of everything that can
+//! change it. Numbers in the encodings are for ever; what a kind means is never
+//! changed, a new kind is added instead (see CONTRIBUTING, "add a proposal").
+
+use std::collections::BTreeMap;
+
+use steading_model::codec::{record, variants};
+use steading_model::{
+    AgentId, Conclusion, Digest, Epoch, FailureClass, Incarnation, JobId, Principal, ProjectName,
+    Provisioning, RequestId, Resources, RunId, StepCounts, Work,
+};
+
+/// Everything that can happen to the farm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proposal {
+    /// Accepts a run with its first jobs. `sealed: false`: more follow by [`Proposal::AppendJobs`],
+    /// and nothing of the run starts before it is sealed.
+    AdmitRun { run: NewRun, jobs: Vec<NewJob>, sealed: bool, complete: bool },
+    /// The next chunk of a run that is not sealed. `offset` is the number of jobs
+    /// admitted so far; any other is refused, so that a doubled chunk changes nothing.
+    AppendJobs { run: RunId, offset: u32, jobs: Vec<NewJob>, sealed: bool },
+    /// What the planner made of the results so far. `revision` must be the run's
+    /// (it counts accepted plans); `seen` is how many needed jobs had ended in the
+    /// version that was planned on, so that later endings leave another plan due.
+    ExtendRun { run: RunId, revision: u32, seen: u32, jobs: Vec<NewJob>, complete: bool },
+    /// Somebody wants the run to end.
+    CancelRun { run: RunId, request: Request, reason: String },
+    /// A start of the agent of this name, made when nothing of an earlier start is left.
+    /// Ends the earlier incarnation's leases as `agent_lost`.
+    RegisterAgent { agent: NewAgent },
+    /// The agent left on purpose: it takes no more work.
+    RetireAgent { agent: AgentId, incarnation: Incarnation },
+    /// The dispatcher's decisions, each re-checked on its own: what no longer holds
+    /// is dropped with [`crate::Effect::NotAssigned`], the rest is granted.
+    Assign { assignments: Vec<Assignment> },
+    /// Leases whose time is over in the leader's memory. Those whose epoch is no
+    /// longer current are passed over.
+    ExpireLeases { leases: Vec<Lease> },
+    /// The agent gives a lease back, its processes gone (or never started).
+    ReleaseLease { lease: Lease, class: FailureClass, started: bool },
+    /// The end of an attempt, once its result is durable.
+    CompleteAttempt { lease: Lease, outcome: Outcome },
+    /// Wants to execute an action that the cache does not have.
+    ClaimAction { scope: ProjectName, action: Digest, lease: Lease },
+    /// The claimant is done with the action.
+    ResolveClaim { scope: ProjectName, action: Digest, lease: Lease, resolution: Resolution },
+    /// A named output of the run. The last upload of a name wins.
+    RecordArtifact { lease: Lease, name: String, root: Digest, files: u32, bytes: u64 },
+    /// Forgets finished runs beyond the bound, oldest first; their record is in the origin.
+    RetireRuns { runs: Vec<RunId> },
+}
+
+variants! { Proposal {
+    1 = AdmitRun { run, jobs, sealed, complete },
+    2 = AppendJobs { run, offset, jobs, sealed },
+    3 = ExtendRun { run, revision, seen, jobs, complete },
+    4 = CancelRun { run, request, reason },
+    5 = RegisterAgent { agent },
+    6 = RetireAgent { agent, incarnation },
+    7 = Assign { assignments },
+    8 = ExpireLeases { leases },
+    9 = ReleaseLease { lease, class, started },
+    10 = CompleteAttempt { lease, outcome },
+    11 = ClaimAction { scope, action, lease },
+    12 = ResolveClaim { scope, action, lease, resolution },
+    13 = RecordArtifact { lease, name, root, files, bytes },
+    14 = RetireRuns { runs },
+} }
+
+/// Makes a client's mutation idempotent: (project, principal, id) has one effect.
+/// Another body under the same id is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub project: ProjectName,
+    pub principal: Principal,
+    pub id: RequestId,
+    /// Digest of the request's body.
+    pub body: Digest,
+}
+
+record! { Request { project, principal, id, body } }
+
+/// A run as it is admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRun {
+    pub request: Request,
+    /// The workflow's name, for people.
+    pub name: String,
+    /// The pipeline's file name, for people.
+    pub file: String,
+    /// Names the submission: pipeline, event, inputs, ref, sha, source, sealed
+    /// secrets. What the planner reads again for every plan.
+    pub submission: Digest,
+    /// The dialect that the run was planned with.
+    pub dialect: String,
+    /// Larger first.
+    pub priority: i32,
+}
+
+record! { NewRun { request, name, file, submission, dialect, priority } }
+
+/// A job as the planner made it. All its needs have ended: it may start at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewJob {
+    /// The key under `jobs:`. The legs of one matrix share it.
+    pub key: String,
+    /// Position among the legs of the key, from 0.
+    pub leg: u32,
+    /// For people: `test (linux, 1.95)`.
+    pub name: String,
+    /// Names the job's spec. Zero-sized digest for a job that never runs.
+    pub spec: Digest,
+    /// The agent must have all of these.
+    pub labels: Vec<String>,
+    pub resources: Resources,
+    /// Other jobs need this one, so that its end leaves a plan due.
+    pub needed: bool,
+    /// A failing leg cancels the other legs of the key.
+    pub fail_fast: bool,
+    /// Most legs of the key that run at once; 0 is no bound.
+    pub max_parallel: u32,
+    /// A failure of this job does not fail the run.
+    pub continue_on_error: bool,
+    /// Decided by the planner: skipped, or impossible to start. Such a job never runs.
+    pub decided: Option<Outcome>,
+}
+
+record! { NewJob {
+    key, leg, name, spec, labels, resources, needed, fail_fast, max_parallel,
+    continue_on_error, decided,
+} }
+
+/// How an attempt ended, as its agent says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub conclusion: Conclusion,
+    /// Why it did not succeed.
+    pub class: Option<FailureClass>,
+    /// Names the `JobResult`; durable before this is proposed.
+    pub result: Option<Digest>,
+    pub counts: StepCounts,
+    /// One line for people, at most 200 bytes are kept.
+    pub message: String,
+}
+
+record! { Outcome { conclusion, class, result, counts, message } }
+
+/// An agent as it registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewAgent {
+    pub name: String,
+    pub pool: String,
+    pub provisioning: Provisioning,
+    pub labels: Vec<String>,
+    /// Jobs that it runs at once.
+    pub slots: u32,
+    pub resources: Resources,
+    /// Where other agents read its store; empty where they cannot.
+    pub cache_endpoint: String,
+    /// What else it says of itself (version, zone, machine type).
+    pub properties: BTreeMap<String, String>,
+}
+
+record! { NewAgent { name, pool, provisioning, labels, slots, resources, cache_endpoint, properties } }
+
+/// One decision of the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    pub job: JobId,
+    pub agent: AgentId,
+    pub incarnation: Incarnation,
+}
+
+record! { Assignment { job, agent, incarnation } }
+
+/// Names a lease: the work and the epoch under which it was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    pub work: Work,
+    pub epoch: Epoch,
+}
+
+record! { Lease { work, epoch } }
+
+/// How a claim ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The result is in the action cache.
+    Published,
+    /// The action ended with an exit code other than zero. Told to all who wait, stored for none.
+    Failed { detail: Digest },
+    /// The claimant gives up without a result: the next who waits takes over.
+    Abandoned,
+}
+
+variants! { Resolution { 0 = Published, 1 = Failed { detail }, 2 = Abandoned } }

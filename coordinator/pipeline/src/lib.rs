@@ -1,0 +1,3 @@
+//! The pipeline language: parse, expressions, plan. Pure.
+
+pub mod job;

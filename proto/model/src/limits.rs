@@ -1,0 +1,84 @@
+//! Every bound that two crates must agree on, with its unit and its reason.
+
+/// Longest name that a client may choose, bytes. Names are keys of the replicated state.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// Largest pipeline file, bytes. What GitHub accepts.
+pub const PIPELINE_BYTES_MAX: usize = 1 << 20;
+
+/// Largest event payload, bytes.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+
+/// Most jobs in one run, all matrix legs counted.
+pub const JOBS_PER_RUN_MAX: usize = 10_000;
+
+/// Most legs of one matrix. What GitHub accepts.
+pub const MATRIX_LEGS_MAX: usize = 256;
+
+/// Most steps in one job. What GitHub accepts, rounded down.
+pub const STEPS_PER_JOB_MAX: usize = 1_000;
+
+/// Most jobs in one proposal; larger runs are admitted in chunks and then sealed.
+/// At 1 KiB a job a chunk stays below [`PROPOSAL_BYTES_MAX`].
+pub const JOBS_PER_PROPOSAL_MAX: usize = 256;
+
+/// Largest encoded proposal, bytes.
+pub const PROPOSAL_BYTES_MAX: usize = 512 << 10;
+
+/// Largest encoded job row, bytes. Whatever is longer is named by digest.
+pub const JOB_ROW_BYTES_MAX: usize = 1 << 10;
+
+/// Most labels that a job may ask for, or an agent may have.
+pub const LABELS_MAX: usize = 32;
+
+/// Most assignments in one proposal.
+pub const ASSIGNMENTS_PER_PROPOSAL_MAX: usize = 512;
+
+/// Infrastructure retries of one job. A job that kills every agent it lands on must end.
+pub const INFRASTRUCTURE_RETRIES_MAX: u32 = 5;
+
+/// How long a lease lasts in the leader's memory, milliseconds, counted from the
+/// acknowledged renewal.
+pub const LEASE_MS: u64 = 15_000;
+
+/// How long the agent counts on its lease, milliseconds from the *sending* of the
+/// accept or renewal that was acknowledged. Shorter than [`LEASE_MS`] by what
+/// covers a clock-rate error of 5 % and a second to stop the processes.
+pub const LEASE_AGENT_MS: u64 = 12_000;
+
+/// How often an agent renews, milliseconds: a lease survives two lost renewals.
+pub const RENEW_PERIOD_MS: u64 = 3_000;
+
+/// How long a job whose deadline passed stays frozen before it is killed, milliseconds.
+pub const FROZEN_MS_MAX: u64 = 600_000;
+
+/// From TERM to KILL, milliseconds.
+pub const KILL_GRACE_MS: u64 = 3_000;
+
+/// How long a request id is remembered, milliseconds.
+pub const REQUEST_ID_TTL_MS: u64 = 24 * 3_600_000;
+
+/// Most remembered request ids. A full table refuses instead of forgetting early.
+pub const REQUEST_IDS_MAX: usize = 1_000_000;
+
+/// Most finished runs that the state keeps; the oldest is retired first.
+pub const FINISHED_RUNS_MAX: usize = 10_000;
+
+/// Most waiters of one claim.
+pub const CLAIM_WAITERS_MAX: usize = 10_000;
+
+/// Largest log of one step, bytes; what comes after is dropped, and that is said.
+pub const STEP_LOG_BYTES_MAX: u64 = 256 << 20;
+
+/// Largest log chunk in one message, bytes.
+pub const LOG_CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// Blobs up to this many bytes travel in batches, larger ones are streamed.
+/// Below tonic's 4 MiB with room for the framing.
+pub const BATCH_BYTES_MAX: usize = 3 << 20;
+
+/// Largest string that a job output may be, bytes. What GitHub accepts.
+pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// Largest step summary, bytes. What GitHub accepts.
+pub const SUMMARY_BYTES_MAX: usize = 1 << 20;
