@@ -32,8 +32,10 @@ impl From<ConvertError> for tonic::Status {
 /// [`ConvertError::Digest`] where the hash is not 64 lower-case hexadecimal
 /// digits or the size is negative.
 pub fn blob_digest(field: &'static str, wire: &reapi::Digest) -> Result<Digest, ConvertError> {
-    let size = u64::try_from(wire.size_bytes)
-        .map_err(|_| ConvertError::Digest { field, source: steading_model::ParseDigestError::Hash })?;
+    let size = u64::try_from(wire.size_bytes).map_err(|_| ConvertError::Digest {
+        field,
+        source: steading_model::ParseDigestError::Hash,
+    })?;
     Digest::from_hex(&wire.hash, size).map_err(|source| ConvertError::Digest { field, source })
 }
 

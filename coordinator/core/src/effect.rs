@@ -34,7 +34,12 @@ pub enum Effect {
     /// `ClaimResolved` follows.
     ClaimWaits { scope: ProjectName, action: Digest, lease: Lease, holder: Lease },
     /// The claim that `waiters` wait for ended with this.
-    ClaimResolved { scope: ProjectName, action: Digest, waiters: Vec<Lease>, resolution: Resolution },
+    ClaimResolved {
+        scope: ProjectName,
+        action: Digest,
+        waiters: Vec<Lease>,
+        resolution: Resolution,
+    },
 }
 
 /// Why a proposal changed nothing. The `Display` of each is what a person reads.

@@ -502,10 +502,7 @@ mod tests {
         assert_eq!(bool::from_bytes(&[2]), Err(DecodeError::Integer));
         let line = Shape::Line { from: 1, to: Some(-3) };
         assert_eq!(Shape::from_bytes(&line.to_bytes()), Ok(line));
-        assert_eq!(
-            Shape::from_bytes(&[9]),
-            Err(DecodeError::Variant { name: "Shape", number: 9 })
-        );
+        assert_eq!(Shape::from_bytes(&[9]), Err(DecodeError::Variant { name: "Shape", number: 9 }));
     }
 
     #[test]

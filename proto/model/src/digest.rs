@@ -138,7 +138,10 @@ mod tests {
         let digest = Digest { hash: [0xab; 32], size: 7 };
         let text = digest.to_string();
         assert_eq!(text.parse(), Ok(digest));
-        assert_eq!(text.to_uppercase().parse::<Digest>(), Err(ParseDigestError::NotCanonical(digest)));
+        assert_eq!(
+            text.to_uppercase().parse::<Digest>(),
+            Err(ParseDigestError::NotCanonical(digest))
+        );
         assert_eq!(
             text.replace("/7", "/+7").parse::<Digest>(),
             Err(ParseDigestError::NotCanonical(digest))

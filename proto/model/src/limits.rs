@@ -82,3 +82,6 @@ pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
 /// Largest step summary, bytes. What GitHub accepts.
 pub const SUMMARY_BYTES_MAX: usize = 1 << 20;
+
+/// The log stream of what belongs to no step: set-up, the end of the job.
+pub const JOB_LOG_STREAM: u32 = 65_535;

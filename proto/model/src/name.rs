@@ -13,7 +13,9 @@ pub enum ParseNameError {
     Empty { what: &'static str },
     #[error("a {what} has {len} bytes, at most {NAME_BYTES_MAX} are allowed")]
     TooLong { what: &'static str, len: usize },
-    #[error("`{character}` stands in a {what}: letters, digits, `-`, `_`, `.`, `:`, `/` and `@` are allowed")]
+    #[error(
+        "`{character}` stands in a {what}: letters, digits, `-`, `_`, `.`, `:`, `/` and `@` are allowed"
+    )]
     Character { what: &'static str, character: char },
 }
 
