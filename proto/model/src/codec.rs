@@ -121,7 +121,8 @@ impl<'a> Reader<'a> {
 pub fn encode_record(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = Vec::new();
     body(&mut bytes);
-    bytes.encode(out);
+    (bytes.len() as u64).encode(out);
+    out.extend_from_slice(&bytes);
 }
 
 /// The body of a record. What a later version appended to it is skipped.
