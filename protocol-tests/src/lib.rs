@@ -1,1 +1,1 @@
-//! Stub.
+//! Conformance, cluster, crash and simulation tests: what needs more than one crate. Nothing imports this.
