@@ -1,1 +1,7 @@
-//! Stub.
+//! Runs jobs: session with the coordinator, workspace, executors.
+
+mod hidden;
+pub mod process;
+pub mod supervisor;
+
+pub use hidden::hidden_main;

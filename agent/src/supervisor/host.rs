@@ -1,0 +1,563 @@
+//! The supervisor process itself: one thread, one poll loop, no runtime.
+//!
+//! It stands between the agent and a job's processes. When the agent is gone it
+//! kills them; when the lease is over it stops them until the agent brings a new
+//! deadline; so they never outlive the right to run, whatever happens to the agent.
+
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use steading_model::limits::{FROZEN_MS_MAX, KILL_GRACE_MS};
+
+use super::clock::boottime_ms;
+use super::frames::{FrameBuffer, NotStarted, OUTPUT_FRAME_BYTES_MAX, Order, Report};
+use super::tree::{descendants, signal_all, stop_all};
+use crate::process::{Command, Exit};
+
+/// Output that waits for the agent, bytes; beyond it the job's pipe is not read,
+/// so that a job cannot fill the supervisor's memory.
+const BACKLOG_BYTES_MAX: usize = 1 << 20;
+
+/// How much of a pipe is read after its process has ended, bytes: what it can
+/// hold. A child that it left behind may go on writing for ever.
+const LAST_WORDS_BYTES_MAX: usize = 1 << 20;
+
+/// How often the end of killed processes is looked for, milliseconds; their
+/// parents' ends wake the loop before that.
+const REAP_POLL_MS: u16 = 20;
+
+/// How long killed processes are waited for, milliseconds. Beyond it they hang in
+/// the kernel, and no signal helps.
+const KILL_WAIT_MS_MAX: u64 = 30_000;
+
+/// Longest sleep while a deadline stands, milliseconds: poll's clock stands still
+/// while the machine sleeps, the deadline's does not.
+const DEADLINE_POLL_MS_MAX: u64 = 500;
+
+/// Where programs are looked for when PATH is unset, as execvp does.
+const PATH_WHEN_UNSET: &str = "/bin:/usr/bin";
+
+/// Runs the supervisor until the agent closes its pipe. `restrict`: nothing that it
+/// starts may gain privileges.
+pub(super) fn main(restrict: bool) -> ExitCode {
+    match Host::prepare(restrict).and_then(|mut host| host.serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            kill_everything(None);
+            eprintln!("supervisor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Host {
+    orders: File,
+    inbox: FrameBuffer,
+    reports: File,
+    backlog: Vec<u8>,
+    /// Readable once a child has ended.
+    children: UnixStream,
+    running: Option<Running>,
+    /// Waits for the thaw.
+    waiting: Option<Command>,
+    /// Pipes of ended processes whose children still hold them: read and dropped,
+    /// so that a server which a step left running does not die of SIGPIPE.
+    strays: Vec<PipeReader>,
+    /// On CLOCK_BOOTTIME; none while no lease holds the tree.
+    deadline_ms: Option<u64>,
+    frozen_since_ms: Option<u64>,
+}
+
+struct Running {
+    pid: Pid,
+    pipe: Option<PipeReader>,
+    timeout_at_ms: Option<u64>,
+    stopping: Option<Stopping>,
+    exit: Exit,
+}
+
+struct Stopping {
+    kill_at_ms: u64,
+    killed: bool,
+}
+
+impl Host {
+    fn prepare(restrict: bool) -> io::Result<Self> {
+        // A session of its own: the terminal's signals are for the agent, and steps
+        // have no terminal to read from.
+        let _ = nix::unistd::setsid();
+        prctl::set_child_subreaper(true)?;
+        if restrict {
+            prctl::set_no_new_privs()?;
+        }
+        // Caught and not ignored: what is ignored (or blocked) stays so in the
+        // processes started here. Whoever wants the supervisor to end closes its pipe.
+        let caught = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&caught))?;
+        }
+        let (children, wake) = UnixStream::pair()?;
+        children.set_nonblocking(true)?;
+        signal_hook::low_level::pipe::register(SIGCHLD, wake)?;
+
+        let orders = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let reports = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        set_nonblocking(orders.as_fd())?;
+        set_nonblocking(reports.as_fd())?;
+        Ok(Self {
+            orders,
+            inbox: FrameBuffer::default(),
+            reports,
+            backlog: Vec::new(),
+            children,
+            running: None,
+            waiting: None,
+            strays: Vec::new(),
+            deadline_ms: None,
+            frozen_since_ms: None,
+        })
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        loop {
+            let ready = self.wait()?;
+            if ready.agent_gone || (ready.orders && !self.read_orders()?) {
+                kill_everything(None);
+                return Ok(());
+            }
+            if ready.output {
+                self.read_output();
+            }
+            if ready.strays {
+                self.drop_stray_output();
+            }
+            self.reap();
+            self.keep_time();
+            self.write_reports()?;
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<Ready> {
+        let timeout = self.next_wake_ms();
+        let mut fds = vec![
+            PollFd::new(self.orders.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
+        ];
+        let want_write = !self.backlog.is_empty();
+        let write_flags = if want_write { PollFlags::POLLOUT } else { PollFlags::empty() };
+        fds.push(PollFd::new(self.reports.as_fd(), write_flags));
+        let room = self.backlog.len() < BACKLOG_BYTES_MAX;
+        let pipe = self.running.as_ref().and_then(|running| running.pipe.as_ref());
+        let pipe = pipe.filter(|_| room);
+        if let Some(pipe) = pipe {
+            fds.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+        }
+        let first_stray = fds.len();
+        fds.extend(self.strays.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => (),
+            Err(error) => return Err(error.into()),
+        }
+        let any = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        Ok(Ready {
+            // Nobody reads the reports any more.
+            agent_gone: fds[2].revents().is_some_and(|flags| flags.contains(PollFlags::POLLERR)),
+            orders: any(&fds[0]),
+            output: pipe.is_some() && any(&fds[3]),
+            strays: fds[first_stray..].iter().any(any),
+        })
+    }
+
+    fn next_wake_ms(&self) -> PollTimeout {
+        let now = boottime_ms();
+        let mut wake: Option<u64> = None;
+        let mut at = |when: Option<u64>| wake = wake.into_iter().chain(when).min();
+        match self.frozen_since_ms {
+            Some(since) => at(Some(since + FROZEN_MS_MAX)),
+            None => {
+                at(self.deadline_ms);
+                if let Some(running) = &self.running {
+                    at(running.timeout_at_ms.filter(|_| running.stopping.is_none()));
+                    at(running.stopping.as_ref().filter(|s| !s.killed).map(|s| s.kill_at_ms));
+                }
+            }
+        }
+        match wake {
+            None => PollTimeout::NONE,
+            Some(at) => {
+                let ms = at.saturating_sub(now).min(DEADLINE_POLL_MS_MAX);
+                PollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX))
+            }
+        }
+    }
+
+    /// Takes what the agent says. False: it has closed the pipe.
+    fn read_orders(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; 64 << 10];
+        loop {
+            match self.orders.read(&mut bytes) {
+                Ok(0) => return Ok(false),
+                Ok(len) => self.inbox.extend(&bytes[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        while let Some(order) = self.inbox.order()? {
+            self.obey(order);
+        }
+        Ok(true)
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Run(command) if self.frozen_since_ms.is_some() => self.waiting = Some(command),
+            Order::Run(command) => self.start(&command),
+            Order::Cancel => self.cancel(),
+            Order::Deadline(0) => {
+                self.deadline_ms = None;
+                self.thaw();
+            }
+            Order::Deadline(at_ms) => {
+                // Never shortened: an older renewal may be overtaken by a newer one.
+                let at_ms = self.deadline_ms.map_or(at_ms, |old| old.max(at_ms));
+                self.deadline_ms = Some(at_ms);
+                if at_ms > boottime_ms() {
+                    self.thaw();
+                }
+            }
+            Order::EndJob => {
+                let killed = self.end_everything();
+                self.deadline_ms = None;
+                self.frozen_since_ms = None;
+                self.report(&Report::JobEnded(killed));
+            }
+            Order::Fence => self.fence(),
+        }
+    }
+
+    fn start(&mut self, command: &Command) {
+        match spawn(command) {
+            Ok((pid, pipe)) => {
+                let timeout_ms = command.timeout.map(|timeout| timeout.as_millis() as u64);
+                self.running = Some(Running {
+                    pid,
+                    pipe: Some(pipe),
+                    timeout_at_ms: timeout_ms.map(|ms| boottime_ms().saturating_add(ms)),
+                    stopping: None,
+                    exit: Exit::default(),
+                });
+            }
+            Err(error) => {
+                let program = command.argv.first().cloned().unwrap_or_default();
+                let reason = error.to_string();
+                self.report(&Report::NotStarted(NotStarted { program, reason }));
+            }
+        }
+    }
+
+    fn cancel(&mut self) {
+        if self.waiting.take().is_some() {
+            self.report(&Report::Exited(Exit { cancelled: true, ..Exit::default() }));
+        } else if let Some(running) = &mut self.running {
+            running.exit.cancelled = true;
+            running.stop();
+        }
+    }
+
+    /// Kills everything because the lease is no more.
+    fn fence(&mut self) {
+        if self.waiting.take().is_some() {
+            self.report(&Report::Exited(Exit { fenced: true, ..Exit::default() }));
+        }
+        if let Some(running) = &mut self.running {
+            running.exit.fenced = true;
+        }
+        self.end_everything();
+        self.frozen_since_ms = None;
+        self.deadline_ms = None;
+    }
+
+    /// Kills the whole tree, and tells the end of the process that ran.
+    fn end_everything(&mut self) -> u32 {
+        let own = self.running.as_ref().map(|running| running.pid);
+        let (killed, status) = kill_everything(own);
+        self.strays.clear();
+        if let Some(status) = status {
+            self.tell_end(status);
+        }
+        killed
+    }
+
+    fn thaw(&mut self) {
+        let Some(since) = self.frozen_since_ms.take() else {
+            return;
+        };
+        signal_all(&descendants(Pid::this()), Signal::SIGCONT);
+        let lost_ms = boottime_ms().saturating_sub(since);
+        if let Some(running) = &mut self.running {
+            running.timeout_at_ms = running.timeout_at_ms.map(|at| at.saturating_add(lost_ms));
+            if let Some(stopping) = &mut running.stopping {
+                stopping.kill_at_ms = stopping.kill_at_ms.saturating_add(lost_ms);
+            }
+        }
+        self.report(&Report::Thawed);
+        if let Some(command) = self.waiting.take() {
+            self.start(&command);
+        }
+    }
+
+    /// Does what is due: freezes, kills, ends the time of a process.
+    fn keep_time(&mut self) {
+        let now = boottime_ms();
+        if let Some(since) = self.frozen_since_ms {
+            if now >= since.saturating_add(FROZEN_MS_MAX) {
+                self.fence();
+            }
+            return;
+        }
+        if self.deadline_ms.is_some_and(|deadline| now >= deadline) {
+            stop_all(Pid::this());
+            self.frozen_since_ms = Some(now);
+            self.report(&Report::Frozen);
+            return;
+        }
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        if running.stopping.is_none() && running.timeout_at_ms.is_some_and(|at| now >= at) {
+            running.exit.timed_out = true;
+            running.stop();
+        }
+        if let Some(stopping) = &mut running.stopping
+            && !stopping.killed
+            && now >= stopping.kill_at_ms
+        {
+            stopping.killed = true;
+            let mut tree = descendants(running.pid);
+            tree.push(running.pid);
+            signal_all(&tree, Signal::SIGKILL);
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut wakes = [0; 64];
+        while self.children.read(&mut wakes).is_ok_and(|len| len > 0) {}
+        while let Some(status) = reap_one() {
+            if let (Some(pid), Some(running)) = (status.pid(), &self.running)
+                && running.pid == pid
+            {
+                self.tell_end(status);
+            }
+        }
+    }
+
+    /// Reports the process that ran as ended, after its last output.
+    fn tell_end(&mut self, status: WaitStatus) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        if let Some(mut pipe) = running.pipe.take() {
+            let mut left = LAST_WORDS_BYTES_MAX;
+            let mut bytes = [0; OUTPUT_FRAME_BYTES_MAX];
+            let open = loop {
+                match read_some(&mut pipe, &mut bytes) {
+                    Piece::Bytes(len) => {
+                        self.report(&Report::Output(bytes[..len].to_vec()));
+                        left = left.saturating_sub(len);
+                        if left == 0 {
+                            break true;
+                        }
+                    }
+                    Piece::Nothing => break true,
+                    Piece::End => break false,
+                }
+            };
+            if open {
+                self.strays.push(pipe);
+            }
+        }
+        match status {
+            WaitStatus::Exited(_, code) => running.exit.code = Some(code),
+            WaitStatus::Signaled(_, signal, _) => running.exit.signal = Some(signal as i32),
+            _ => (),
+        }
+        self.report(&Report::Exited(running.exit));
+    }
+
+    fn read_output(&mut self) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let Some(pipe) = &mut running.pipe else {
+            return;
+        };
+        let mut bytes = [0; OUTPUT_FRAME_BYTES_MAX];
+        match read_some(pipe, &mut bytes) {
+            Piece::Bytes(len) => self.report(&Report::Output(bytes[..len].to_vec())),
+            Piece::Nothing => (),
+            Piece::End => running.pipe = None,
+        }
+    }
+
+    fn drop_stray_output(&mut self) {
+        let mut bytes = [0; OUTPUT_FRAME_BYTES_MAX];
+        self.strays.retain_mut(|pipe| !matches!(read_some(pipe, &mut bytes), Piece::End));
+    }
+
+    fn report(&mut self, report: &Report) {
+        self.backlog.extend_from_slice(&report.encode());
+    }
+
+    fn write_reports(&mut self) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            match self.reports.write(&self.backlog) {
+                Ok(len) => drop(self.backlog.drain(..len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Running {
+    /// TERM to the process and all below it; KILL follows after the grace.
+    fn stop(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let mut tree = descendants(self.pid);
+        tree.push(self.pid);
+        signal_all(&tree, Signal::SIGTERM);
+        self.stopping = Some(Stopping { kill_at_ms: boottime_ms() + KILL_GRACE_MS, killed: false });
+    }
+}
+
+/// Which of the sources have something.
+struct Ready {
+    agent_gone: bool,
+    orders: bool,
+    output: bool,
+    strays: bool,
+}
+
+enum Piece {
+    Bytes(usize),
+    Nothing,
+    End,
+}
+
+fn read_some(pipe: &mut PipeReader, bytes: &mut [u8]) -> Piece {
+    match pipe.read(bytes) {
+        Ok(0) => Piece::End,
+        Ok(len) => Piece::Bytes(len),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Piece::Nothing,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Piece::Nothing,
+        Err(_) => Piece::End,
+    }
+}
+
+fn spawn(command: &Command) -> io::Result<(Pid, PipeReader)> {
+    let (program, arguments) = command
+        .argv
+        .split_first()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
+    if !command.cwd.is_dir() {
+        let text = format!("its working directory `{}` does not exist", command.cwd.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    let (reader, writer) = io::pipe()?;
+    set_nonblocking(reader.as_fd())?;
+    // Looked up here: given a path, the standard library starts it with posix_spawn,
+    // which does not copy this process's page tables.
+    let mut process = std::process::Command::new(look_up(program, command)?);
+    process
+        .args(arguments)
+        .env_clear()
+        .envs(command.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(&command.cwd)
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .process_group(0);
+    if let Some((uid, gid)) = command.user {
+        process.uid(uid).gid(gid);
+    }
+    // Reaped by `reap_one` with everything else, so the handle is not needed.
+    let child = process.spawn()?;
+    Ok((Pid::from_raw(child.id() as i32), reader))
+}
+
+/// Where the program is, by PATH of its own environment.
+fn look_up(program: &str, command: &Command) -> io::Result<PathBuf> {
+    if program.contains('/') {
+        return Ok(PathBuf::from(program));
+    }
+    let path = command.env.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_str());
+    path.unwrap_or(PATH_WHEN_UNSET)
+        .split(':')
+        .map(|folder| command.cwd.join(folder).join(program))
+        .find(|file| file.metadata().is_ok_and(|meta| meta.is_file() && meta.mode() & 0o111 != 0))
+        .ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "no folder of PATH holds such a program")
+        })
+}
+
+fn reap_one() -> Option<WaitStatus> {
+    match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) | Err(_) => None,
+        Ok(status) => Some(status),
+    }
+}
+
+/// Kills everything below this process and waits until it is gone. Returns how many
+/// processes were killed besides `own`, and how `own` ended.
+fn kill_everything(own: Option<Pid>) -> (u32, Option<WaitStatus>) {
+    let give_up_at_ms = boottime_ms() + KILL_WAIT_MS_MAX;
+    let mut killed: Vec<Pid> = Vec::new();
+    let mut own_status = None;
+    loop {
+        while let Some(status) = reap_one() {
+            if own.is_some() && status.pid() == own {
+                own_status = Some(status);
+            }
+        }
+        let tree = descendants(Pid::this());
+        if tree.is_empty() || boottime_ms() >= give_up_at_ms {
+            break;
+        }
+        signal_all(&tree, Signal::SIGKILL);
+        let new: Vec<Pid> =
+            tree.into_iter().filter(|pid| Some(*pid) != own && !killed.contains(pid)).collect();
+        if new.is_empty() {
+            // All are told; wait for the kernel to end them.
+            let _ = poll(&mut [], PollTimeout::from(REAP_POLL_MS));
+        }
+        killed.extend(new);
+    }
+    (killed.len() as u32, own_status)
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
