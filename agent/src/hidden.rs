@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::supervisor;
+use crate::{sandbox, supervisor};
 
 /// Runs a hidden sub-command if `arguments` (the program's name first) names one,
 /// and returns its exit code.
@@ -17,6 +17,10 @@ pub fn hidden_main(arguments: impl IntoIterator<Item = OsString>) -> Option<Exit
     if first == supervisor::SUB_COMMAND {
         let rest: Vec<OsString> = arguments.collect();
         return Some(supervisor::main(&rest));
+    }
+    if first == sandbox::SUB_COMMAND {
+        let rest: Vec<OsString> = arguments.collect();
+        return Some(sandbox::main(&rest));
     }
     None
 }
