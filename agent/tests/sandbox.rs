@@ -19,13 +19,18 @@ fn the_command_is_runner_and_nobody_else() {
 
 #[test]
 fn it_has_no_capabilities_and_gets_none() {
-    check("grep -E '^(CapEff|CapPrm|CapInh|CapAmb|NoNewPrivs)' /proc/self/status | tr -d '\\t'", |ran| {
-        let none = "0000000000000000";
-        assert_eq!(
-            ran.text,
-            format!("CapInh:{none}\nCapPrm:{none}\nCapEff:{none}\nCapAmb:{none}\nNoNewPrivs:1\n")
-        );
-    });
+    check(
+        "grep -E '^(CapEff|CapPrm|CapInh|CapAmb|NoNewPrivs)' /proc/self/status | tr -d '\\t'",
+        |ran| {
+            let none = "0000000000000000";
+            assert_eq!(
+                ran.text,
+                format!(
+                    "CapInh:{none}\nCapPrm:{none}\nCapEff:{none}\nCapAmb:{none}\nNoNewPrivs:1\n"
+                )
+            );
+        },
+    );
 }
 
 #[test]
@@ -59,10 +64,8 @@ fn the_agents_folders_are_not_to_be_seen() {
     let Some(sandbox) = Sandbox::new() else { return };
     let secret = sandbox.dir.path().join("seal.key");
     fs::write(&secret, "key").unwrap();
-    let ran = sandbox.run(&format!(
-        "cat {} ; ls /proc/1/root/ ; cat /proc/1/environ",
-        secret.display()
-    ));
+    let ran =
+        sandbox.run(&format!("cat {} ; ls /proc/1/root/ ; cat /proc/1/environ", secret.display()));
     assert!(!ran.text.contains("key\n"), "{}", ran.text);
     assert_eq!(ran.text, "");
 }
@@ -147,7 +150,9 @@ fn devices_and_temporary_folders_work() {
         "echo x >/dev/null && head -c4 /dev/zero | wc -c && head -c4 /dev/urandom | wc -c \
          && echo t >/tmp/t && echo t >/var/tmp/t && echo t >/dev/shm/t && echo t >$HOME/t \
          && cat /dev/fd/0 <<<stdin && cat </dev/stdin",
-        |ran| assert_eq!((ran.text.as_str(), ran.code), ("4\n4\nstdin\n", Some(0)), "{}", ran.errors),
+        |ran| {
+            assert_eq!((ran.text.as_str(), ran.code), ("4\n4\nstdin\n", Some(0)), "{}", ran.errors)
+        },
     );
 }
 

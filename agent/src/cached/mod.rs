@@ -1,1 +1,2 @@
-//! Stub.
+//! Cached steps: hermetic commands whose results are kept under the digest of
+//! all that they depend on.

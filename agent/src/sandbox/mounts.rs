@@ -73,11 +73,8 @@ pub(super) fn devices(root: &Path) -> Result<(), SandboxError> {
 pub(super) fn bind(root: &Path, bind: &Bind) -> Result<(), SandboxError> {
     let source = &bind.source;
     let about = fs::metadata(source).map_err(io_at("cannot find", source))?;
-    let target = if about.is_dir() {
-        folder(root, &bind.target)?
-    } else {
-        file(root, &bind.target, "")?
-    };
+    let target =
+        if about.is_dir() { folder(root, &bind.target)? } else { file(root, &bind.target, "")? };
     mount(Some(source), &target, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
         .map_err(at("cannot show", source))?;
     restrict(&target, bind.writable)?;
@@ -91,8 +88,7 @@ pub(super) fn bind(root: &Path, bind: &Bind) -> Result<(), SandboxError> {
 
 /// No set-uid, no devices and, unless `writable`, no writes through this mount.
 fn restrict(target: &Path, writable: bool) -> Result<(), SandboxError> {
-    let mut flags =
-        MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     if !writable {
         flags |= MsFlags::MS_RDONLY;
     }

@@ -169,8 +169,10 @@ fn die_by(signal: i32) -> ExitCode {
     if let Ok(signal) = Signal::try_from(signal) {
         let mut one = SigSet::empty();
         one.add(signal);
-        // The default action is in force: nothing here installs a handler.
         let _ = one.thread_unblock();
+        // Twice: the runtime's handler for stack overflows takes the first SIGSEGV or
+        // SIGBUS, and puts the default action back.
+        let _ = raise(signal);
         let _ = raise(signal);
     }
     // Reached for signals that do not end a process. Shells say it like this.
