@@ -1,0 +1,129 @@
+//! The coordinator's configuration.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+/// Smallest segment of the write-ahead log, bytes: one wave of proposals must fit.
+const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+/// Largest segment, bytes: it is preallocated, and a start reads the last one whole.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Smallest store that can hold one run's source and results, bytes.
+const STORE_BYTES_MIN: u64 = 64 << 20;
+
+/// The coordinator's configuration file (JSON). `steading-coordinator --print-config`
+/// shows the values in force.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Everything that outlives the process. One coordinator at a time.
+    pub data_dir: PathBuf,
+    /// Size of one segment of the write-ahead log, bytes. Preallocated, so that an
+    /// append needs no change of the file's metadata.
+    #[serde(default = "segment_bytes_default")]
+    pub segment_bytes: u64,
+    /// The blobs' bound, bytes. Least recently used go first.
+    #[serde(default = "store_bytes_max_default")]
+    pub store_bytes_max: u64,
+    /// Finished runs that are kept, with their logs.
+    #[serde(default = "finished_runs_max_default")]
+    pub finished_runs_max: usize,
+    /// Clients put source trees straight into this process' store, so that a
+    /// submission's tree need not be walked to know that it is complete.
+    #[serde(default)]
+    pub sources_are_local: bool,
+}
+
+const fn segment_bytes_default() -> u64 {
+    64 << 20
+}
+
+const fn store_bytes_max_default() -> u64 {
+    50 << 30
+}
+
+const fn finished_runs_max_default() -> usize {
+    steading_model::limits::FINISHED_RUNS_MAX
+}
+
+impl Config {
+    /// The defaults, for this data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            segment_bytes: segment_bytes_default(),
+            store_bytes_max: store_bytes_max_default(),
+            finished_runs_max: finished_runs_max_default(),
+            sources_are_local: false,
+        }
+    }
+
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, is no JSON object of this shape, or has a value
+    /// outside its bounds; each says which and what is wanted.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read(path).with_context(|| format!("read `{}`", path.display()))?;
+        let config: Self =
+            serde_json::from_slice(&text).with_context(|| format!("parse `{}`", path.display()))?;
+        config.validate().with_context(|| format!("check `{}`", path.display()))?;
+        Ok(config)
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    ///
+    /// The first value outside its bounds.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        if self.data_dir.as_os_str().is_empty() {
+            bail!("`data_dir` is empty, want a directory");
+        }
+        within("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)?;
+        within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)?;
+        let runs_max = steading_model::limits::FINISHED_RUNS_MAX as u64;
+        within("finished_runs_max", self.finished_runs_max as u64, 1, runs_max)
+    }
+}
+
+fn within(name: &str, value: u64, min: u64, max: u64) -> anyhow::Result<()> {
+    if value < min || value > max {
+        bail!("`{name}` is {value}, want {min} to {max}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_says_what_is_wrong_with_it() {
+        check(r#"{"data_dir": "/d"}"#, "ok");
+        check(r#"{"data_dir": ""}"#, "`data_dir` is empty, want a directory");
+        check(
+            r#"{"data_dir": "/d", "segment_bytes": 1}"#,
+            "`segment_bytes` is 1, want 4194304 to 1073741824",
+        );
+        check(
+            r#"{"data_dir": "/d", "finished_runs_max": 0}"#,
+            "`finished_runs_max` is 0, want 1 to 10000",
+        );
+        check(r#"{"data_dir": "/d", "segments": 1}"#, "unknown field `segments`");
+    }
+
+    fn check(text: &str, want: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("coordinator.json");
+        std::fs::write(&path, text).unwrap();
+        match Config::load(&path) {
+            Ok(_) => assert_eq!(want, "ok", "{text} was accepted"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                assert!(error.contains(want), "{text}: {error}");
+            }
+        }
+    }
+}

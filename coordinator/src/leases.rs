@@ -1,0 +1,203 @@
+//! Deadlines of leases, in the leader's memory.
+//!
+//! A lease ends [`LEASE_MS`] after the last renewal that was acknowledged. The
+//! deadline is set before the acknowledgement leaves, and a lease that was chosen
+//! for expiry is never acknowledged again: the agent can never count on a lease
+//! that the log is about to end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use steading_core::Lease;
+use steading_model::limits::LEASE_MS;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+const LEASE: Duration = Duration::from_millis(LEASE_MS);
+
+/// What this leader knows of the leases' time.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    inner: Mutex<Inner>,
+    /// The earliest deadline may have changed.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    deadlines: BTreeMap<Lease, Instant>,
+    by_time: BTreeSet<(Instant, Lease)>,
+    /// Chosen for expiry; the proposal is on its way, and may yet be applied where its
+    /// answer was lost.
+    expiring: BTreeSet<Lease>,
+}
+
+impl Leases {
+    /// A lease was granted: it counts from now, whether its agent accepts or not.
+    pub(crate) fn granted(&self, lease: Lease) {
+        let first;
+        {
+            let mut inner = self.lock();
+            if inner.deadlines.contains_key(&lease) {
+                return;
+            }
+            first = inner.by_time.is_empty();
+            inner.set(lease, Instant::now() + LEASE);
+        }
+        // A new lease has the latest deadline of all, so the sweep must wake only
+        // where it waited for none.
+        if first {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Prolongs those leases whose renewal is about to be acknowledged, and returns
+    /// them. One that is being expired is left out: its fate is the log's to tell.
+    pub(crate) fn renew(&self, leases: &[Lease]) -> Vec<Lease> {
+        let deadline = Instant::now() + LEASE;
+        let mut inner = self.lock();
+        let mut renewed = Vec::with_capacity(leases.len());
+        for &lease in leases {
+            if !inner.expiring.contains(&lease) {
+                inner.set(lease, deadline);
+                renewed.push(lease);
+            }
+        }
+        drop(inner);
+        self.changed.notify_one();
+        renewed
+    }
+
+    /// The lease is no more.
+    pub(crate) fn ended(&self, lease: Lease) {
+        let mut inner = self.lock();
+        inner.remove(lease);
+        inner.expiring.remove(&lease);
+    }
+
+    /// A new leader's grace: every lease lasts one full time from now. Called after
+    /// this leader's first commit, with all leases of the state.
+    pub(crate) fn begin_term(&self, leases: impl IntoIterator<Item = Lease>) {
+        let deadline = Instant::now() + LEASE;
+        let mut inner = self.lock();
+        *inner = Inner::default();
+        for lease in leases {
+            inner.set(lease, deadline);
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Waits until leases are overdue and marks them as expiring, until they end or a
+    /// new term begins. At most `max`.
+    pub(crate) async fn overdue(&self, max: usize) -> Vec<Lease> {
+        loop {
+            let next = {
+                let mut inner = self.lock();
+                let due = inner.take_overdue(Instant::now(), max);
+                if !due.is_empty() {
+                    return due;
+                }
+                inner.by_time.first().map(|(deadline, _)| *deadline)
+            };
+            match next {
+                None => self.changed.notified().await,
+                Some(deadline) => tokio::select! {
+                    () = tokio::time::sleep_until(deadline) => (),
+                    () = self.changed.notified() => (),
+                },
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn set(&mut self, lease: Lease, deadline: Instant) {
+        if let Some(before) = self.deadlines.insert(lease, deadline) {
+            self.by_time.remove(&(before, lease));
+        }
+        self.by_time.insert((deadline, lease));
+    }
+
+    fn remove(&mut self, lease: Lease) {
+        if let Some(deadline) = self.deadlines.remove(&lease) {
+            self.by_time.remove(&(deadline, lease));
+        }
+    }
+
+    fn take_overdue(&mut self, now: Instant, max: usize) -> Vec<Lease> {
+        let due: Vec<Lease> = self
+            .by_time
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .take(max)
+            .map(|(_, lease)| *lease)
+            .collect();
+        for &lease in &due {
+            self.remove(lease);
+            self.expiring.insert(lease);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steading_model::{Epoch, JobId, Work};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_expires_one_full_time_after_its_last_renewal() {
+        let leases = Leases::default();
+        let start = Instant::now();
+        leases.granted(lease(1));
+        leases.granted(lease(2));
+        tokio::time::advance(LEASE / 2).await;
+        assert_eq!(leases.renew(&[lease(2)]), [lease(2)]);
+        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(start.elapsed(), LEASE);
+        assert_eq!(leases.overdue(10).await, [lease(2)]);
+        assert_eq!(start.elapsed(), LEASE + LEASE / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_chosen_for_expiry_is_not_acknowledged_again() {
+        let leases = Leases::default();
+        leases.granted(lease(1));
+        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(leases.renew(&[lease(1)]), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_term_gives_every_lease_its_full_time() {
+        let leases = Leases::default();
+        leases.granted(lease(1));
+        tokio::time::advance(LEASE - Duration::from_secs(1)).await;
+        leases.begin_term([lease(1), lease(2)]);
+        let start = Instant::now();
+        assert_eq!(leases.overdue(10).await, [lease(1), lease(2)]);
+        assert_eq!(start.elapsed(), LEASE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ended_lease_never_expires() {
+        let leases = Leases::default();
+        leases.granted(lease(1));
+        leases.ended(lease(1));
+        let none = tokio::time::timeout(LEASE * 3, leases.overdue(10)).await;
+        assert!(none.is_err());
+    }
+
+    fn lease(job: u64) -> Lease {
+        Lease {
+            work: Work { job: JobId::from_counter(job), attempt: 1 },
+            epoch: Epoch::from_counter(job),
+        }
+    }
+}
