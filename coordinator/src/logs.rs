@@ -157,11 +157,7 @@ impl Logs {
 
     /// The attempt has ended: makes durable what `covered` (streams and bytes that its
     /// result names) does not, and forgets it.
-    pub(crate) fn finish(
-        &self,
-        work: Work,
-        covered: &BTreeMap<u32, u64>,
-    ) -> Result<(), LogError> {
+    pub(crate) fn finish(&self, work: Work, covered: &BTreeMap<u32, u64>) -> Result<(), LogError> {
         let Some(attempt) = lock(&self.open).remove(&work) else {
             return Ok(());
         };

@@ -108,13 +108,13 @@ impl Sealer {
 
 fn read_key(path: &Path) -> Result<[u8; KEY_LEN], SecretsError> {
     let key_error = |source| SecretsError::Key { path: path.into(), source };
-    let mut file = File::open(path).map_err(key_error)?;
+    let file = File::open(path).map_err(key_error)?;
     let mode = file.metadata().map_err(key_error)?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(SecretsError::KeyMode { path: path.into(), mode });
     }
     let mut bytes = Vec::new();
-    file.by_ref().take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(key_error)?;
+    file.take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(key_error)?;
     bytes.try_into().map_err(|_| SecretsError::KeyLength { path: path.into() })
 }
 
