@@ -1,5 +1,7 @@
 //! Stories of the supervisor, with real processes.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails its test")]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
