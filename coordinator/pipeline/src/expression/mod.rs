@@ -2,7 +2,19 @@
 //! the agent and by `stead expr`.
 
 mod error;
+mod evaluator;
+pub(crate) mod function;
+mod lexer;
+mod number;
+pub(crate) mod parser;
+pub(crate) mod template;
 mod value;
+
+use evaluator::{Evaluator, Memory};
+use function::Functions;
+pub(crate) use lexer::is_word;
+use parser::Scope;
+use template::{ConditionText, Piece};
 
 pub use error::{ErrorKind, ExpressionError};
 pub use value::{Array, Object, Value};
@@ -27,6 +39,11 @@ pub trait World {
     ///
     /// A sentence for the person who wrote the expression.
     fn hash_files(&self, patterns: &[String]) -> Result<String, String>;
+
+    /// `cancelled()`.
+    fn cancelled(&self) -> bool {
+        self.status() == Status::Cancelled
+    }
 
     /// `success(JOB…)`, which only the planner can answer for named jobs.
     fn success(&self, jobs: &[String]) -> bool {
@@ -88,7 +105,14 @@ impl Contexts {
     }
 }
 
-/// Evaluates one expression, without `${{ }}` around it.
+/// Bytes that one lone expression may take. GitHub's own bound.
+const EXPRESSION_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes that an expression in a pipeline may take, and bytes of the text it stands
+/// in. Ten times GitHub's bound of an output, and its own bound of a whole template.
+const TEMPLATE_BYTES_MAX: usize = 10 << 20;
+
+/// Evaluates one expression, without `${{ }}` around it. An empty one is null.
 ///
 /// # Errors
 ///
@@ -98,8 +122,35 @@ pub fn evaluate(
     contexts: &Contexts,
     world: &dyn World,
 ) -> Result<Value, ExpressionError> {
-    let _ = (contexts, world);
-    Err(ExpressionError::new(ErrorKind::Parsing, 0, format!("not built yet: {expression}")))
+    evaluate_within(expression, contexts, world, EXPRESSION_BYTES_MAX)
+}
+
+fn evaluate_within(
+    expression: &str,
+    contexts: &Contexts,
+    world: &dyn World,
+    bytes_max: usize,
+) -> Result<Value, ExpressionError> {
+    match parse(expression, contexts)? {
+        None => Ok(Value::Null),
+        Some(tree) => evaluate_tree(expression, &tree, contexts, world, bytes_max),
+    }
+}
+
+fn parse(expression: &str, contexts: &Contexts) -> Result<Option<parser::Expr>, ExpressionError> {
+    let is_context = |name: &str| contexts.get(name).is_some();
+    parser::parse(expression, &Scope { is_context: &is_context, functions: Functions::ALL })
+}
+
+fn evaluate_tree(
+    expression: &str,
+    tree: &parser::Expr,
+    contexts: &Contexts,
+    world: &dyn World,
+    bytes_max: usize,
+) -> Result<Value, ExpressionError> {
+    let evaluator = Evaluator { contexts, world, memory: Memory::new(bytes_max) };
+    evaluator.evaluate(tree).map_err(|error| error.within(expression, 0))
 }
 
 /// Evaluates a text with any number of `${{ }}`. Exactly one that is the whole text
@@ -113,7 +164,40 @@ pub fn interpolate(
     contexts: &Contexts,
     world: &dyn World,
 ) -> Result<Value, ExpressionError> {
-    evaluate(text, contexts, world)
+    let pieces = template::pieces(text)?;
+    let value = |source: &str, start| {
+        evaluate_within(source, contexts, world, TEMPLATE_BYTES_MAX)
+            .map_err(|error| error.within(source, start))
+    };
+    if let [Piece::Expression { source, start }] = pieces.as_slice() {
+        return value(source, *start);
+    }
+    let mut whole = String::new();
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => whole.push_str(text),
+            Piece::Expression { source, start } => {
+                whole.push_str(&value(source, start)?.to_text());
+            }
+        }
+        if whole.len() > TEMPLATE_BYTES_MAX {
+            let message = format!("the text is longer than {TEMPLATE_BYTES_MAX} bytes");
+            return Err(ExpressionError::evaluation(message));
+        }
+    }
+    Ok(Value::string(whole))
+}
+
+fn mixed_asks_for_status(text: &str, contexts: &Contexts) -> Result<bool, ExpressionError> {
+    for piece in template::pieces(text)? {
+        if let Piece::Expression { source, start } = piece {
+            let tree = parse(source, contexts).map_err(|error| error.within(source, start))?;
+            if tree.is_some_and(|tree| tree.asks_for_status()) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Evaluates an `if:`. `${{ }}` is optional; without a status function anywhere
@@ -127,5 +211,23 @@ pub fn condition(
     contexts: &Contexts,
     world: &dyn World,
 ) -> Result<bool, ExpressionError> {
-    evaluate(text, contexts, world).map(|value| value.is_truthy())
+    let (source, start) = match template::condition_text(text)? {
+        ConditionText::Empty => return Ok(world.success(&[])),
+        ConditionText::Expression { source, start } => (source, start),
+        ConditionText::Mixed => {
+            let starts = mixed_asks_for_status(text, contexts)? || world.success(&[]);
+            return Ok(starts && interpolate(text, contexts, world)?.is_truthy());
+        }
+    };
+    let value = || {
+        let Some(tree) = parse(source, contexts)? else {
+            return Ok(world.success(&[]));
+        };
+        if !tree.asks_for_status() && !world.success(&[]) {
+            return Ok(false);
+        }
+        let value = evaluate_tree(source, &tree, contexts, world, TEMPLATE_BYTES_MAX)?;
+        Ok(value.is_truthy())
+    };
+    value().map_err(|error: ExpressionError| error.within(source, start))
 }

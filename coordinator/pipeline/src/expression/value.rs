@@ -92,10 +92,15 @@ pub(crate) fn fold_case(text: &str) -> String {
     text.chars().map(fold_char).collect()
 }
 
-/// The upper case of a character where that is one character.
+/// The upper case of a character where that is one character, and not ASCII for
+/// what is not.
 pub(crate) fn fold_char(c: char) -> char {
     if c.is_ascii() {
         return c.to_ascii_uppercase();
+    }
+    // .NET keeps the dotless i and the long s apart from the Latin letters.
+    if matches!(c, 'ı' | 'ſ') {
+        return c;
     }
     let mut upper = c.to_uppercase();
     match (upper.next(), upper.next()) {
@@ -186,6 +191,47 @@ impl Value {
         }
     }
 
+    /// The value as `toJSON` writes it: two spaces a level, numbers as text has them.
+    pub fn to_pretty_json(&self) -> String {
+        let mut out = String::new();
+        self.write_pretty_json(&mut out, 0);
+        out
+    }
+
+    fn write_pretty_json(&self, out: &mut String, level: usize) {
+        let line = |out: &mut String, level: usize| {
+            out.push('\n');
+            out.extend(std::iter::repeat_n("  ", level));
+        };
+        match self {
+            Self::Null => out.push_str("null"),
+            Self::Bool(_) | Self::Number(_) => out.push_str(&self.to_text()),
+            Self::String(string) => out.push_str(&quote(string)),
+            Self::Array(array) if array.items.is_empty() => out.push_str("[]"),
+            Self::Object(object) if object.is_empty() => out.push_str("{}"),
+            Self::Array(array) => {
+                for (at, item) in array.items.iter().enumerate() {
+                    out.push(if at == 0 { '[' } else { ',' });
+                    line(out, level + 1);
+                    item.write_pretty_json(out, level + 1);
+                }
+                line(out, level);
+                out.push(']');
+            }
+            Self::Object(object) => {
+                for (at, (key, value)) in object.entries().enumerate() {
+                    out.push(if at == 0 { '{' } else { ',' });
+                    line(out, level + 1);
+                    out.push_str(&quote(key));
+                    out.push_str(": ");
+                    value.write_pretty_json(out, level + 1);
+                }
+                line(out, level);
+                out.push('}');
+            }
+        }
+    }
+
     /// Neither null, false, 0, NaN nor the empty string.
     pub fn is_truthy(&self) -> bool {
         match self {
@@ -202,12 +248,16 @@ impl Value {
         match self {
             Self::Null => String::new(),
             Self::Bool(bool) => bool.to_string(),
-            Self::Number(number) => number.to_string(),
+            Self::Number(number) => super::number::to_text(*number),
             Self::String(string) => string.to_string(),
             Self::Array(_) => "Array".to_owned(),
             Self::Object(_) => "Object".to_owned(),
         }
     }
+}
+
+fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
 /// Largest whole number that a float holds exactly, and so one written as an integer.
