@@ -6,6 +6,7 @@ use steading_model::{AgentId, Digest, Incarnation, JobId, ProjectName, RunId};
 
 use crate::proposal::{Lease, Resolution};
 
+/// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Answer to `AdmitRun`, and to its repetition (`repeated`), which changed nothing.
@@ -57,6 +58,8 @@ pub enum Rejection {
     ChunkOffset { given: u32, admitted: u32 },
     #[error("plan is of revision {given}, the run is at {current}")]
     PlanRevision { given: u32, current: u32 },
+    #[error("every job of the run is planned already")]
+    PlanComplete,
     #[error("request id was used with another body")]
     RequestBodyDiffers,
     #[error("too many request ids are remembered")]
@@ -71,6 +74,8 @@ pub enum Rejection {
     MaxParallel,
     #[error("agent is not known")]
     AgentUnknown,
+    #[error("agent has left and takes no more work")]
+    AgentRetired,
     #[error("incarnation is not the agent's current one")]
     IncarnationStale,
     #[error("agent has no room")]

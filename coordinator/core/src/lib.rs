@@ -1,9 +1,35 @@
 //! The replicated state machine: pure, synchronous, deterministic.
+//!
+//! [`State::apply`] is the one way in; what it returns is to be done by others.
+//! [`placement::place`] decides who should run what on a version of the state,
+//! and its decisions come back as a proposal that is checked like any other.
 
+mod agent;
+mod artifact;
+mod claim;
 mod effect;
+mod image;
+mod index;
+mod invariants;
+mod job;
+mod lease;
+mod limits;
+mod outstanding;
+pub mod placement;
 mod proposal;
+mod reads;
+mod rows;
+mod run;
+mod state;
+mod table;
 
 pub use effect::{Effect, Rejection};
+pub use image::ImageError;
 pub use proposal::{
     Assignment, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request, Resolution,
 };
+pub use rows::{
+    Agent, Artifact, Cancel, Claim, ClaimKey, Job, JobCounts, JobStatus, Matrix, Run, Waiter,
+};
+pub use state::State;
+pub use table::Write;

@@ -10,6 +10,7 @@
 //! and lists are a length and their items; an enum is its number.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Why bytes are not the value they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -371,6 +372,23 @@ impl<K: Decode + Ord> Decode for BTreeSet<K> {
 
     fn missing() -> Option<Self> {
         Some(Self::new())
+    }
+}
+
+/// Sharing is not said: an `Arc` is its value.
+impl<T: Encode> Encode for Arc<T> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.as_ref().encode(out);
+    }
+}
+
+impl<T: Decode> Decode for Arc<T> {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        T::decode(reader).map(Self::new)
+    }
+
+    fn missing() -> Option<Self> {
+        T::missing().map(Self::new)
     }
 }
 

@@ -28,6 +28,42 @@ pub const PROPOSAL_BYTES_MAX: usize = 512 << 10;
 /// Largest encoded job row, bytes. Whatever is longer is named by digest.
 pub const JOB_ROW_BYTES_MAX: usize = 1 << 10;
 
+/// Of [`JOB_ROW_BYTES_MAX`], what a job needs besides its definition, bytes: its
+/// lease and times, and its outcome with [`OUTCOME_MESSAGE_BYTES_MAX`].
+pub const JOB_ROW_GROWTH_BYTES_MAX: usize = 400;
+
+/// Longest line that says how a job ended, bytes; the rest is cut.
+pub const OUTCOME_MESSAGE_BYTES_MAX: usize = 200;
+
+/// Largest definition of a run (its names, mostly), bytes.
+pub const RUN_DEFINITION_BYTES_MAX: usize = 4 << 10;
+
+/// Longest reason for a cancel, bytes; the rest is cut.
+pub const CANCEL_REASON_BYTES_MAX: usize = 200;
+
+/// Most runs in the state, finished ones counted: beyond it no run is admitted.
+pub const RUNS_MAX: usize = 100_000;
+
+/// Most jobs in the state, finished ones counted: at a KiB or less each they must
+/// fit into memory.
+pub const JOBS_MAX: usize = 2_000_000;
+
+/// Most agents that the state knows. Beyond it the longest retired is forgotten.
+pub const AGENTS_MAX: usize = 10_000;
+
+/// Largest encoded agent, bytes.
+pub const AGENT_ROW_BYTES_MAX: usize = 16 << 10;
+
+/// Most artifacts of one run.
+pub const ARTIFACTS_PER_RUN_MAX: usize = 2_000;
+
+/// Most claims that one lease holds or waits for. Steps run one after another, so
+/// that one is the rule.
+pub const CLAIMS_PER_LEASE_MAX: usize = 64;
+
+/// Most runs that one proposal retires.
+pub const RUNS_PER_RETIREMENT_MAX: usize = 256;
+
 /// Most labels that a job may ask for, or an agent may have.
 pub const LABELS_MAX: usize = 32;
 

@@ -1,0 +1,234 @@
+//! Leases: granted, lost, given back, reported.
+
+use std::sync::Arc;
+
+use steading_model::limits::{ASSIGNMENTS_PER_PROPOSAL_MAX, INFRASTRUCTURE_RETRIES_MAX};
+use steading_model::{AgentId, Conclusion, FailureClass, Incarnation, JobId, StepCounts, Work};
+
+use crate::effect::{Effect, Rejection};
+use crate::job::cancelled;
+use crate::proposal::{Assignment, Lease, Outcome};
+use crate::rows::{Job, JobStatus, Matrix};
+use crate::run::at_most;
+use crate::state::{State, Turn};
+
+impl State {
+    pub(crate) fn assign(
+        &mut self,
+        turn: &mut Turn,
+        assignments: &[Assignment],
+    ) -> Result<(), Rejection> {
+        let max = ASSIGNMENTS_PER_PROPOSAL_MAX;
+        at_most("number of assignments in a proposal", assignments.len(), max)?;
+        for assignment in assignments {
+            // The dispatcher chose on a version that may be stale by now. The choice is
+            // checked here, where every replica gets the same answer.
+            match self.check_assignment(assignment) {
+                Ok(()) => self.grant(turn, assignment),
+                Err(why) => turn.effects.push(Effect::NotAssigned {
+                    job: assignment.job,
+                    agent: assignment.agent,
+                    why,
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_assignment(&self, assignment: &Assignment) -> Result<(), Rejection> {
+        let job = self.job(assignment.job).ok_or(Rejection::JobNotQueued)?;
+        if !job.is_queued() {
+            return Err(Rejection::JobNotQueued);
+        }
+        if !self.run(job.run).is_some_and(|run| run.sealed) {
+            return Err(Rejection::RunNotSealed);
+        }
+        let agent = self.agent(assignment.agent).ok_or(Rejection::AgentUnknown)?;
+        if agent.incarnation != assignment.incarnation {
+            return Err(Rejection::IncarnationStale);
+        }
+        if agent.retired {
+            return Err(Rejection::AgentRetired);
+        }
+        let labels = &agent.definition.labels;
+        if let Some(missing) = job.definition.labels.iter().find(|label| !labels.contains(label)) {
+            return Err(Rejection::LabelMissing(missing.clone()));
+        }
+        if !job.definition.resources.fits(self.room(agent)) || self.free_slots(agent) == 0 {
+            return Err(Rejection::AgentFull);
+        }
+        if self.is_at_max_parallel(job) {
+            return Err(Rejection::MaxParallel);
+        }
+        Ok(())
+    }
+
+    /// Whether as many legs of the job's key are leased as may be.
+    pub(crate) fn is_at_max_parallel(&self, job: &Job) -> bool {
+        let max = job.definition.max_parallel;
+        let leased = || {
+            let matrix = self.matrices.get(&(job.run, job.definition.key.clone()));
+            matrix.map_or(0, |matrix| matrix.leased)
+        };
+        max > 0 && leased() >= max
+    }
+
+    fn grant(&mut self, turn: &mut Turn, assignment: &Assignment) {
+        let Assignment { job: id, agent, incarnation } = *assignment;
+        // Counted, not drawn at random: never used again, so that a late report of an
+        // old attempt cannot pass for a report of the new one.
+        let epoch = self.meta.counters.epoch.next();
+        self.meta.counters.epoch = epoch;
+        self.edit_job(turn, id, |job| {
+            job.status = JobStatus::Leased { agent, incarnation, epoch, cancelling: false };
+            job.attempts += 1;
+            job.agent = Some(agent);
+            job.started = turn.now;
+        });
+        self.count_leased(turn, id, true);
+        if let Some(lease) = self.job(id).and_then(Job::lease) {
+            turn.effects.push(Effect::Offer { agent, incarnation, lease });
+        }
+    }
+
+    pub(crate) fn expire_leases(
+        &mut self,
+        turn: &mut Turn,
+        leases: &[Lease],
+    ) -> Result<(), Rejection> {
+        let max = ASSIGNMENTS_PER_PROPOSAL_MAX;
+        at_most("number of leases in a proposal", leases.len(), max)?;
+        for &lease in leases {
+            if self.leased_job(lease).is_some() {
+                self.lose(turn, lease, "its agent fell silent for longer than its lease");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a lease that is held, by no doing of the job's.
+    pub(crate) fn lose(&mut self, turn: &mut Turn, lease: Lease, why: &str) {
+        let cancelling = self.is_cancelling(lease);
+        let Some((agent, incarnation)) = self.end_lease(turn, lease) else { return };
+        turn.effects.push(Effect::Revoke { agent, incarnation, lease });
+        if cancelling {
+            self.finish_job(turn, lease.work.job, cancelled(WAS_CANCELLED));
+        } else {
+            self.retry_or_finish(turn, lease.work, failure(FailureClass::AgentLost, why));
+        }
+    }
+
+    pub(crate) fn release_lease(
+        &mut self,
+        turn: &mut Turn,
+        lease: Lease,
+        class: FailureClass,
+        started: bool,
+    ) -> Result<(), Rejection> {
+        let cancelling = self.is_cancelling(lease);
+        self.end_lease(turn, lease).ok_or(Rejection::LeaseStale)?;
+        let job = lease.work.job;
+        match (started, class) {
+            _ if cancelling => self.finish_job(turn, job, cancelled(WAS_CANCELLED)),
+            // Nothing was tried, so nothing is counted.
+            (false, class) if class.is_infrastructure() => self.requeue(turn, job, 0),
+            // This agent cannot do it, another may. Counted, so that a job that no agent
+            // wants ends some day.
+            (false, class) => {
+                self.retry_or_finish(turn, lease.work, failure(class, "no agent could start it"));
+            }
+            (true, FailureClass::Cancelled) => {
+                self.finish_job(turn, job, cancelled(WAS_CANCELLED));
+            }
+            (true, class) => {
+                let outcome = failure(class, "its agent gave it back");
+                if class.is_infrastructure() {
+                    self.retry_or_finish(turn, lease.work, outcome);
+                } else {
+                    self.finish_job(turn, job, outcome);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn complete_attempt(
+        &mut self,
+        turn: &mut Turn,
+        lease: Lease,
+        outcome: Outcome,
+    ) -> Result<(), Rejection> {
+        let cancelling = self.is_cancelling(lease);
+        self.end_lease(turn, lease).ok_or(Rejection::LeaseStale)?;
+        let farms_fault = outcome.conclusion == Conclusion::Failure
+            && outcome.class.is_some_and(FailureClass::is_infrastructure);
+        if !farms_fault {
+            self.finish_job(turn, lease.work.job, outcome);
+        } else if cancelling {
+            let outcome = Outcome {
+                conclusion: Conclusion::Cancelled,
+                class: Some(FailureClass::Cancelled),
+                ..outcome
+            };
+            self.finish_job(turn, lease.work.job, outcome);
+        } else {
+            self.retry_or_finish(turn, lease.work, outcome);
+        }
+        Ok(())
+    }
+
+    /// Frees what the lease holds, and tells who held it. The caller says at once
+    /// what becomes of the job, which still looks leased.
+    fn end_lease(&mut self, turn: &mut Turn, lease: Lease) -> Option<(AgentId, Incarnation)> {
+        let job = self.leased_job(lease)?;
+        let JobStatus::Leased { agent, incarnation, .. } = job.status else { return None };
+        self.count_leased(turn, lease.work.job, false);
+        self.leave_claims(turn, lease);
+        turn.dispatch = true;
+        Some((agent, incarnation))
+    }
+
+    fn count_leased(&mut self, turn: &Turn, id: JobId, more: bool) {
+        let count = |leased: u32| if more { leased + 1 } else { leased.saturating_sub(1) };
+        let Some(job) = self.job(id) else { return };
+        let matrix = (job.run, job.definition.key.clone());
+        let run = job.run;
+        if let Some(row) = self.matrices.get(&matrix) {
+            let row = Matrix { leased: count(row.leased), ..Matrix::clone(row) };
+            self.matrices.set(&matrix, Some(Arc::new(row)));
+        }
+        self.edit_run(turn, run, |run| run.counts.leased = count(run.counts.leased));
+    }
+
+    /// After the end of a lease: another attempt as long as the farm may still try,
+    /// else the end of the job.
+    fn retry_or_finish(&mut self, turn: &mut Turn, work: Work, outcome: Outcome) {
+        let Some(job) = self.job(work.job) else { return };
+        if job.infrastructure_retries < INFRASTRUCTURE_RETRIES_MAX {
+            self.requeue(turn, work.job, 1);
+        } else {
+            let message = format!("{} (attempt {}, the last one)", outcome.message, work.attempt);
+            self.finish_job(turn, work.job, Outcome { message, ..outcome });
+        }
+    }
+
+    fn requeue(&mut self, turn: &mut Turn, id: JobId, counted: u32) {
+        self.edit_job(turn, id, |job| {
+            job.status = JobStatus::Queued;
+            job.infrastructure_retries += counted;
+        });
+        turn.dispatch = true;
+    }
+}
+
+const WAS_CANCELLED: &str = "it was cancelled";
+
+fn failure(class: FailureClass, why: &str) -> Outcome {
+    Outcome {
+        conclusion: Conclusion::Failure,
+        class: Some(class),
+        result: None,
+        counts: StepCounts::default(),
+        message: why.to_owned(),
+    }
+}
