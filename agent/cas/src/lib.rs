@@ -1,10 +1,17 @@
 //! The content-addressed layer cache: the local store, trees, source snapshots, and
 //! both ends of the Remote Execution API's cache services.
 
+mod actions;
+mod blobs;
+pub mod client;
 pub mod hash;
 mod memo;
+mod remote;
 mod store;
 mod sys;
 pub mod tree;
 
+pub use actions::{ActionCache, ActionCacheError, ActionEntry, RESULT_BYTES_MAX};
+pub use blobs::{Blobs, BlobsError, FetchedTree};
+pub use remote::{MESSAGE_BYTES_MAX, RemoteBlobs};
 pub use store::{BlobWriter, Pin, STREAM_BYTES_MIN, Store, StoreError, StoreOptions};

@@ -26,6 +26,7 @@ pub use materialize::{
     Materialize, MaterializeMode, Mtime, apply_layer, materialize, remove_matching,
 };
 pub use patterns::{PatternError, Patterns};
+pub(crate) use wire::{blobs_below, wire_digest};
 pub use wire::{decode_directory, encode_directory, tree_message};
 
 /// Deepest nesting of folders. Paths this deep exceed what Linux takes long before.

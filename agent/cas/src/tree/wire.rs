@@ -191,3 +191,36 @@ impl<'a> Reader<'a> {
         Ok(message)
     }
 }
+
+/// Every blob of a tree: its messages, the root's among them, and its files.
+pub(crate) fn blobs_below(
+    store: &Store,
+    function: DigestFunction,
+    root: &Digest,
+) -> Result<Vec<Digest>, TreeError> {
+    let mut reader = Reader::new(store, function);
+    let mut blobs = std::collections::HashSet::from([*root]);
+    let mut level = vec![*root];
+    for _ in 0..=DEPTH_MAX {
+        let mut below = Vec::new();
+        for digest in &level {
+            let message = reader.read(digest)?;
+            let malformed = |why| TreeError::Malformed { digest: *digest, why };
+            for node in &message.files {
+                blobs.insert(wire_digest(node.digest.as_ref()).map_err(malformed)?);
+            }
+            for node in &message.directories {
+                let digest = wire_digest(node.digest.as_ref()).map_err(malformed)?;
+                // A folder that stands in several places is read once.
+                if blobs.insert(digest) {
+                    below.push(digest);
+                }
+            }
+        }
+        if below.is_empty() {
+            return Ok(blobs.into_iter().collect());
+        }
+        level = below;
+    }
+    Err(TreeError::TooDeep { path: root.to_string() })
+}
