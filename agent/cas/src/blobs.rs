@@ -56,6 +56,8 @@ impl BlobsError {
                     | Code::DeadlineExceeded
                     | Code::ResourceExhausted
                     | Code::Cancelled
+                    // The server found its copy corrupt, and has dropped it.
+                    | Code::DataLoss
             ),
             Self::Corrupt(_) => true,
             _ => false,

@@ -7,6 +7,8 @@ pub mod client;
 pub mod hash;
 mod memo;
 mod remote;
+pub mod server;
+pub mod source;
 mod store;
 mod sys;
 pub mod tree;

@@ -20,13 +20,13 @@ use steading_model::Digest;
 use crate::store::StoreError;
 
 pub use capture::{Capture, CaptureOptions, Modes, capture, snapshot_dir};
-pub(crate) use capture::{FileStamp, Wanted, store_wanted};
+pub(crate) use capture::{FileStamp, Wanted, read_link, store_wanted, unsupported};
 pub use edit::{Selection, load, merge, save, select, subset, walk};
 pub use materialize::{
     Materialize, MaterializeMode, Mtime, apply_layer, materialize, remove_matching,
 };
 pub use patterns::{PatternError, Patterns};
-pub(crate) use wire::{blobs_below, wire_digest};
+pub(crate) use wire::{Reader as TreeReader, blobs_below, wire_digest};
 pub use wire::{decode_directory, encode_directory, tree_message};
 
 /// Deepest nesting of folders. Paths this deep exceed what Linux takes long before.

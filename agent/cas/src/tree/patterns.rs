@@ -109,11 +109,6 @@ impl Patterns {
         self.rows.is_empty()
     }
 
-    /// The pattern as written, and whether it excludes.
-    pub(crate) fn row(&self, index: usize) -> (&str, bool) {
-        (&self.rows[index].text, self.rows[index].exclude)
-    }
-
     /// All patterns that match the path or a folder above it: for the list of those
     /// that never matched.
     pub(crate) fn mark(&self, path: &str, used: &mut [bool]) {
