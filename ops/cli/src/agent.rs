@@ -1,0 +1,73 @@
+//! `stead agent`: runs jobs for a coordinator.
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{self, JobUser};
+use crate::connect::Endpoint;
+use crate::exit::{Ended, Failure};
+use crate::local;
+use crate::run::{cores, labels};
+use crate::signals::Signals;
+
+/// First uid of the users that jobs run as, one per slot. Far from those that systems
+/// give to people and services.
+const SLOT_UID_BASE: u32 = 70_000;
+
+/// Blobs that the agent keeps.
+const STORE_BYTES_MAX: u64 = 50 << 30;
+
+/// Serves until it is told to stop. The first signal lets no more jobs in and ends
+/// those that run; the second one ends it at once.
+///
+/// # Errors
+///
+/// [`Failure`] where it cannot start, or its user may not do what `--user` asks for.
+pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
+    let endpoint = Endpoint::read(&args.coordinator)?;
+    let name = match args.name {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .context("read the host's name")?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    let root = nix::unistd::Uid::effective().is_root();
+    let user = match args.user.unwrap_or(if root { JobUser::PerSlot } else { JobUser::SelfUser }) {
+        JobUser::SelfUser => steading_agent::RunAs::SelfUser,
+        JobUser::PerSlot if root => steading_agent::RunAs::PerSlotUid { base: SLOT_UID_BASE },
+        JobUser::PerSlot => {
+            return Err(Failure::usage(
+                "`--user per-slot` needs root, which alone can run a job as another user\n  \
+                 hint: start the agent as root, or say --user self",
+            ));
+        }
+    };
+    let config = steading_agent::Config {
+        name,
+        pool: args.pool,
+        spot: false,
+        labels: labels(&args.labels),
+        slots: args.slots.unwrap_or_else(cores),
+        data_dir: args.data_dir,
+        blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },
+        user,
+        program: local::program()?,
+        resources: local::resources(),
+    };
+    let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
+    let stop = CancellationToken::new();
+    let serve = steading_agent::run(config, endpoint.channel(), stop.clone());
+    tokio::pin!(serve);
+    tokio::select! {
+        served = &mut serve => served?,
+        () = signals.next() => {
+            stop.cancel();
+            tokio::select! {
+                served = serve => served?,
+                () = signals.next() => return Ok(Ended::Interrupted),
+            }
+        }
+    }
+    Ok(Ended::Success)
+}

@@ -1,0 +1,355 @@
+//! The command line. What it means is in the verbs' own files.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs pipelines: here, or on a farm.
+#[derive(Debug, Parser)]
+#[command(name = "stead", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a pipeline on this machine, with a whole farm inside this process
+    Run(Run),
+    /// Check pipelines without running them
+    Lint(Lint),
+    /// Evaluate one expression and print its kind and value as JSON
+    Expr(Expr),
+    /// Serve as a coordinator
+    Coordinator(Coordinator),
+    /// Serve as an agent of a coordinator
+    Agent(Agent),
+    /// Submit a pipeline to a coordinator
+    Submit(Submit),
+    /// Follow a run until it ends
+    Watch(Watch),
+    /// Print the logs of a run
+    Logs(Logs),
+    /// List runs, the newest first
+    Runs(Runs),
+    /// Ask for the end of a run
+    Cancel(Cancel),
+    /// Named outputs of runs
+    Artifacts(Artifacts),
+}
+
+/// What is submitted, and as what.
+#[derive(Args, Clone, Debug)]
+pub struct Submission {
+    /// The pipeline's file, or a folder that holds one; by default it is looked for
+    /// here: .steading/pipelines/*.yml, then .github/workflows/*.yml
+    #[arg(value_name = "FILE|DIR")]
+    pub pipeline: Option<PathBuf>,
+    /// The tree that jobs check out; by default the folder that holds .steading or
+    /// .github, else the repository or the folder that holds the file
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// A secret for the jobs; with the name alone its value is taken from the environment
+    #[arg(long = "secret", value_name = "KEY[=VALUE]")]
+    pub secrets: Vec<String>,
+    /// A variable added to the workflow's `env`, and stronger than it
+    #[arg(long = "env", value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// An entry of the `vars` context
+    #[arg(long = "var", value_name = "KEY=VALUE")]
+    pub vars: Vec<String>,
+    /// An input of `workflow_dispatch`, which is then the default event
+    #[arg(long = "input", value_name = "KEY=VALUE")]
+    pub inputs: Vec<String>,
+    /// The ref that is built: refs/heads/main, or the short name of a branch
+    #[arg(long = "ref", value_name = "REF")]
+    pub git_ref: Option<String>,
+    /// The commit that is built
+    #[arg(long, value_name = "SHA")]
+    pub sha: Option<String>,
+    /// The project that the run belongs to
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub project: String,
+    /// Stream the whole log of every job
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Print the summary as one JSON object on stdout, and all else on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Run {
+    #[command(flatten)]
+    pub submission: Submission,
+    /// The event that the run plays [default: push]
+    #[arg(long, value_name = "NAME")]
+    pub event: Option<String>,
+    /// A file with the event's payload, a JSON object
+    #[arg(long, value_name = "FILE")]
+    pub event_payload: Option<PathBuf>,
+    /// Where the state is kept [default: .steading/state in the source]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Jobs that run at once [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub slots: Option<u32>,
+    /// Labels that this host has besides the usual ones, separated by commas
+    #[arg(long, value_name = "LABEL", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// Where the run's artifacts are put, each in a folder of its name, also after a failure
+    #[arg(long, value_name = "DIR")]
+    pub artifacts: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Submit {
+    #[command(flatten)]
+    pub submission: Submission,
+    #[command(flatten)]
+    pub farm: Farm,
+    /// A file with the event's payload, a JSON object
+    #[arg(long, value_name = "FILE")]
+    pub event: Option<PathBuf>,
+    /// The event's name [default: push]
+    #[arg(long, value_name = "NAME")]
+    pub event_name: Option<String>,
+    /// Stream logs and annotations until the run ends, and exit as it did
+    #[arg(long)]
+    pub wait: bool,
+    /// Where the run's artifacts are put, each in a folder of its name, also after a failure
+    #[arg(long, value_name = "DIR", requires = "wait")]
+    pub artifacts: Option<PathBuf>,
+}
+
+/// Which farm is spoken to.
+#[derive(Args, Clone, Debug)]
+pub struct Coordinated {
+    /// unix:/PATH or http://127.0.0.1:PORT
+    #[arg(long, value_name = "ENDPOINT", env = "STEADING_COORDINATOR")]
+    pub coordinator: Option<String>,
+    /// The state of `stead run`, where no coordinator is named [default: .steading/state,
+    /// here or in a folder above]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// The farm that a submission goes to: there has to be one.
+#[derive(Args, Clone, Debug)]
+pub struct Farm {
+    /// unix:/PATH or http://127.0.0.1:PORT
+    #[arg(long, value_name = "ENDPOINT", env = "STEADING_COORDINATOR")]
+    pub coordinator: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Lint {
+    /// Pipelines; by default all that are found here
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Expr {
+    /// A JSON object: the name of each context, and its value
+    #[arg(long, value_name = "FILE")]
+    pub contexts: Option<PathBuf>,
+    /// Without the surrounding ${{ }}
+    #[arg(value_name = "EXPRESSION", allow_hyphen_values = true)]
+    pub expression: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Coordinator {
+    /// Where the log, the store and the logs of jobs are kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// unix:PATH or 127.0.0.1:PORT; may be given several times
+    #[arg(long = "listen", value_name = "ADDRESS", required = true)]
+    pub listen: Vec<String>,
+    /// Allow plain text on loopback, where every user of this machine can connect
+    #[arg(long)]
+    pub insecure_loopback: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Agent {
+    /// unix:/PATH or http://127.0.0.1:PORT
+    #[arg(long, value_name = "ENDPOINT", env = "STEADING_COORDINATOR")]
+    pub coordinator: String,
+    /// Where its store and workspaces are kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Unique on the farm [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The group of like agents that it belongs to
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub pool: String,
+    /// Jobs that run at once [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub slots: Option<u32>,
+    /// What `runs-on` may ask for, besides the usual labels of this host
+    #[arg(long, value_name = "LABEL", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// Whom jobs run as: `self`, the agent's own user, or `per-slot`, one of its own
+    /// for every slot (needs root) [default: per-slot where the agent is root]
+    #[arg(long, value_name = "USER", value_enum)]
+    pub user: Option<JobUser>,
+}
+
+/// Whom jobs run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JobUser {
+    /// The agent's own user.
+    #[value(name = "self")]
+    SelfUser,
+    /// One user per slot, which owns nothing of the agent's.
+    PerSlot,
+}
+
+#[derive(Args, Debug)]
+pub struct Watch {
+    /// run-7, or 7
+    pub run: String,
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+    /// Stream the whole log of every job
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Print the summary as one JSON object on stdout, and all else on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Logs {
+    /// run-7, or 7
+    pub run: String,
+    /// The job's name, its key in the pipeline, or job-9; by default all jobs
+    pub job: Option<String>,
+    /// Only this step, counted from 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    pub step: Option<u32>,
+    /// Only this attempt [default: the last]
+    #[arg(long, value_name = "N")]
+    pub attempt: Option<u32>,
+    /// Go on until the jobs have ended
+    #[arg(long, short)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+}
+
+#[derive(Args, Debug)]
+pub struct Runs {
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+    /// How many at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// The project that the runs belong to
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub project: String,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Cancel {
+    /// run-7, or 7
+    pub run: String,
+    /// Why, for those who read it later
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+}
+
+#[derive(Args, Debug)]
+pub struct Artifacts {
+    #[command(subcommand)]
+    pub verb: ArtifactsVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ArtifactsVerb {
+    /// Fetch a run's artifacts
+    Get(ArtifactsGet),
+}
+
+#[derive(Args, Debug)]
+pub struct ArtifactsGet {
+    /// run-7, or 7
+    pub run: String,
+    /// The artifact's name; by default all of them
+    pub name: Option<String>,
+    /// Where they are put, each in a folder of its name
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_valid_parses_and_what_is_not_is_bad_usage() {
+        let valid = [
+            "run",
+            "run .",
+            "run ci.yml --source . --event push --secret A=1 --env B=2 --json --slots 3",
+            "run --data-dir /tmp/x --labels gpu,big",
+            "lint",
+            "lint a.yml b.yml",
+            "expr --contexts c.json -1",
+            "expr 1",
+            "coordinator --data-dir d --listen unix:/tmp/s --listen 127.0.0.1:1 --insecure-loopback",
+            "agent --coordinator unix:/s --data-dir d --name n --slots 2 --labels a,b --pool p --user self",
+            "agent --coordinator unix:/s --data-dir d --user per-slot",
+            "submit ci.yml --coordinator unix:/s --wait --ref R --sha S --event e.json --input K=V --artifacts out --json",
+            "watch run-1",
+            "logs 1 test --step 2 --follow",
+            "runs --json -n 5",
+            "cancel run-1 --reason because",
+            "artifacts get run-1 dist --dir out",
+        ];
+        for line in valid {
+            if let Err(error) = parse(line) {
+                panic!("`stead {line}` should parse: {error}");
+            }
+        }
+        let invalid = [
+            "",
+            "sprint",
+            "run a.yml b.yml",
+            "run --slots 0",
+            "run --event",
+            "expr",
+            "coordinator --data-dir d",
+            "agent --coordinator unix:/s",
+            "submit --coordinator unix:/s --artifacts out",
+            "logs 1 test --step 0",
+            "runs -n 0",
+            "artifacts get 1",
+        ];
+        for line in invalid {
+            assert!(parse(line).is_err(), "`stead {line}` should be refused");
+        }
+    }
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("stead").chain(line.split_whitespace()))
+    }
+}
