@@ -98,10 +98,7 @@ mod tests {
     #[test]
     fn a_position_outside_the_file_is_still_told() {
         check((99, 1, None, true), "warning: main.yml:99:1: unknown key\n");
-        check(
-            (0, 0, None, false),
-            "error: main.yml:1:1: unknown key\n  1 | on: push\n    | ^\n",
-        );
+        check((0, 0, None, false), "error: main.yml:1:1: unknown key\n  1 | on: push\n    | ^\n");
         check(
             (1, 500, None, false),
             "error: main.yml:1:500: unknown key\n  1 | on: push\n    |         ^\n",

@@ -76,7 +76,8 @@ fn the_second_run_of_the_c_program_executes_no_cacheable_step() {
     assert_eq!(first["steps"]["executed"].as_u64().unwrap() - 9, summary["steps"]["executed"]);
     assert!(place.path().join("out/dist/ini.tar.gz").is_file());
     place.run(&["artifacts", "get", "run-2", "program", "--dir", "got"]).ended(0);
-    let ini = std::process::Command::new(place.path().join("got/program/ini")).arg("--help").output();
+    let ini =
+        std::process::Command::new(place.path().join("got/program/ini")).arg("--help").output();
     assert!(ini.unwrap().stdout.starts_with(b"ini 1.0"));
     place.run(&["artifacts", "get", "run-2", "none", "--dir", "got"]).ended(2).said("objects");
 }
@@ -176,7 +177,10 @@ fn what_a_killed_run_left_does_not_run_again() {
     place.write("q.yml", QUICK);
     place.run(&["run", "q.yml"]).ended(0).said("run-2: success");
     let runs = place.run(&["runs"]).ended(0);
-    assert!(runs.out.lines().any(|line| line.starts_with("run-1") && line.contains("cancelled")), "{runs}");
+    assert!(
+        runs.out.lines().any(|line| line.starts_with("run-1") && line.contains("cancelled")),
+        "{runs}"
+    );
 }
 
 #[test]
@@ -194,7 +198,8 @@ fn secrets_are_masked_and_variables_arrive() {
     assert!(!said.err.contains("hunter2"), "{said}");
 }
 
-const QUICK: &str = "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo done\n";
+const QUICK: &str =
+    "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo done\n";
 
 /// A step that takes longer than any test waits, with a process below it.
 const SLOW: &str = "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      \
