@@ -6,6 +6,7 @@ mod config;
 mod leases;
 mod logs;
 mod progress;
+pub mod replica;
 mod secrets;
 mod server;
 

@@ -37,8 +37,6 @@ pub enum FindError {
     None(PathBuf),
     #[error("several pipelines in `{}`: {}\n  hint: name one of them", folder.display(), names.join(", "))]
     Several { folder: PathBuf, names: Vec<String> },
-    #[error("`{}` is not there\n  hint: without a file, .steading/pipelines/*.yml and .github/workflows/*.yml are looked for", .0.display())]
-    NotThere(PathBuf),
     #[error("cannot read `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -48,7 +46,7 @@ pub enum FindError {
     #[error("the source `{}` is no folder", .0.display())]
     Source(PathBuf),
     #[error(
-        "{}:1:1: the pipeline has {bytes} bytes, and may have {PIPELINE_BYTES_MAX}\n  \
+        "`{}` has {bytes} bytes, and a pipeline may have {PIPELINE_BYTES_MAX}\n  \
          hint: move scripts into files of the repository", path.display()
     )]
     TooLarge { path: PathBuf, bytes: u64 },
@@ -73,7 +71,8 @@ pub fn pipeline(
         None => search_upwards(here)?,
         Some(path) => {
             let path = here.join(path);
-            let meta = std::fs::metadata(&path).map_err(|source| failed(&path, source))?;
+            let meta = std::fs::metadata(&path)
+                .map_err(|source| FindError::Read { path: path.clone(), source })?;
             if meta.is_dir() { one_of(&path)?.ok_or(FindError::None(path))? } else { path }
         }
     };
@@ -114,7 +113,7 @@ pub fn all(folder: &Path) -> Result<Vec<PathBuf>, FindError> {
 /// [`FindError`] where it cannot be read, is no file or is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>, FindError> {
     use std::io::Read as _;
-    let failed = |source| failed(path, source);
+    let failed = |source| FindError::Read { path: path.to_owned(), source };
     // A pipe would be waited for without end.
     let meta = std::fs::metadata(path).map_err(failed)?;
     if !meta.is_file() {
@@ -223,14 +222,7 @@ fn source_of(file: &Path) -> PathBuf {
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, FindError> {
-    path.canonicalize().map_err(|source| failed(path, source))
-}
-
-fn failed(path: &Path, source: std::io::Error) -> FindError {
-    match source.kind() {
-        std::io::ErrorKind::NotFound => FindError::NotThere(path.to_owned()),
-        _ => FindError::Read { path: path.to_owned(), source },
-    }
+    path.canonicalize().map_err(|source| FindError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -287,7 +279,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_an_error_that_names_it() {
         check(&["x"], None, "", "none");
-        check(&["x"], Some("y.yml"), "", "not there");
+        check(&["x"], Some("y.yml"), "", "cannot read");
     }
 
     #[test]
@@ -318,7 +310,7 @@ mod tests {
             Err(FindError::Several { names, .. }) => {
                 format!("several pipelines: {}", names.join(", "))
             }
-            Err(FindError::NotThere(_)) => "not there".to_owned(),
+            Err(FindError::Read { .. }) => "cannot read".to_owned(),
             Err(other) => other.to_string(),
         };
         assert_eq!(got, want, "{files:?} {named:?}");

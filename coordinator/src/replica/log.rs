@@ -1,0 +1,287 @@
+//! The log as Raft reads it: the write-ahead log, with what Raft may still ask
+//! for kept in memory.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use super::wal::{Position, Promise, Record, Recovered, Wal, WalError};
+
+/// The write-ahead log and its tail in memory.
+#[derive(Debug)]
+pub(crate) struct Log {
+    wal: Wal,
+    /// What is in memory begins behind this.
+    base: Position,
+    entries: VecDeque<Entry>,
+    /// Bytes of entries behind the newest snapshot, in memory or not.
+    bytes: u64,
+    hard_state: HardState,
+    /// What of `hard_state` the write-ahead log has.
+    written: Promise,
+    conf_state: ConfState,
+    /// The newest snapshot that was read back, which a follower could be given.
+    snapshot: Option<(Position, ConfState)>,
+}
+
+impl Log {
+    /// What was recovered, from `base` on, which must be a position of the log. The
+    /// newest snapshot is of `snapshot`.
+    pub(crate) fn new(
+        wal: Wal,
+        recovered: Recovered,
+        base: Position,
+        snapshot: u64,
+        conf_state: ConfState,
+    ) -> Self {
+        let bytes = recovered.entries.iter().map(|record| bytes_behind(record, snapshot)).sum();
+        let entries: VecDeque<Entry> = recovered
+            .entries
+            .into_iter()
+            .filter_map(to_entry)
+            .filter(|entry| entry.index > base.index)
+            .collect();
+        let last = entries.back().map_or(base.index, |entry| entry.index);
+        let mut hard_state = HardState::default();
+        hard_state.term = recovered.promise.term;
+        hard_state.vote = recovered.promise.vote;
+        // A commit is written lazily, so it may be behind what was applied; and it may be
+        // of a write whose entries were torn off.
+        hard_state.commit = recovered.promise.commit.clamp(base.index, last);
+        Self {
+            wal,
+            base,
+            entries,
+            bytes,
+            hard_state,
+            written: recovered.promise,
+            conf_state,
+            snapshot: None,
+        }
+    }
+
+    /// Appends entries, over what conflicts with them, and the promise; durable if `sync`.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError`], after which nothing may be acknowledged any more.
+    pub(crate) fn append(
+        &mut self,
+        entries: Vec<Entry>,
+        hard_state: Option<&HardState>,
+        sync: bool,
+    ) -> Result<(), WalError> {
+        if let Some(hard_state) = hard_state {
+            self.hard_state = hard_state.clone();
+        }
+        let mut records = Vec::with_capacity(entries.len() + 2);
+        if let Some(first) = entries.first()
+            && first.index <= self.last().index
+        {
+            let after = self.position(first.index - 1).unwrap_or(self.base);
+            self.truncate(after);
+            records.push(Record::Cut(after));
+        }
+        for entry in entries {
+            records.push(to_record(&entry));
+            self.bytes += entry.data.len() as u64;
+            self.entries.push_back(entry);
+        }
+        let promise = to_promise(&self.hard_state);
+        // Behind the entries: a commit must not be there without them. A commit on its
+        // own is worth no write; it goes along with the next one.
+        let (term, vote) = (self.written.term, self.written.vote);
+        if !records.is_empty() || (promise.term, promise.vote) != (term, vote) {
+            if promise != self.written {
+                records.push(Record::Promise(promise));
+                self.written = promise;
+            }
+            self.wal.append(&records, sync)?;
+        }
+        Ok(())
+    }
+
+    /// Notes how far the group has committed.
+    pub(crate) fn set_commit(&mut self, commit: u64) {
+        self.hard_state.commit = commit;
+    }
+
+    /// Whether the log's last write still looks like a torn tail if it is damaged.
+    pub(crate) const fn wants_seal(&self) -> bool {
+        self.wal.wants_seal()
+    }
+
+    /// Seals the last write; for when there is nothing else to do.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError`], after which nothing may be acknowledged any more.
+    pub(crate) fn seal(&mut self) -> Result<(), WalError> {
+        self.wal.seal()
+    }
+
+    /// Forgets the entries in memory up to `position`, which a snapshot holds.
+    pub(crate) fn compact(&mut self, position: Position, conf_state: ConfState) {
+        while self.entries.front().is_some_and(|entry| entry.index <= position.index) {
+            self.entries.pop_front();
+        }
+        self.bytes = self.entries.iter().map(|entry| entry.data.len() as u64).sum();
+        self.base = position;
+        self.snapshot = Some((position, conf_state));
+    }
+
+    /// The segment files that hold nothing behind `index`; they count as gone.
+    pub(crate) fn cut(&mut self, index: u64) -> Vec<PathBuf> {
+        self.wal.cut(index)
+    }
+
+    pub(crate) fn set_conf_state(&mut self, conf_state: ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    pub(crate) const fn conf_state(&self) -> &ConfState {
+        &self.conf_state
+    }
+
+    /// Bytes of entries that no snapshot holds.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn last(&self) -> Position {
+        self.entries
+            .back()
+            .map_or(self.base, |entry| Position { index: entry.index, term: entry.term })
+    }
+
+    fn truncate(&mut self, after: Position) {
+        while self.entries.back().is_some_and(|entry| entry.index > after.index) {
+            if let Some(entry) = self.entries.pop_back() {
+                self.bytes = self.bytes.saturating_sub(entry.data.len() as u64);
+            }
+        }
+    }
+
+    /// The position with this index, if it is in memory.
+    fn position(&self, index: u64) -> Option<Position> {
+        if index == self.base.index {
+            return Some(self.base);
+        }
+        let entry = self.entries.get(self.offset(index)?)?;
+        Some(Position { index, term: entry.term })
+    }
+
+    fn offset(&self, index: u64) -> Option<usize> {
+        usize::try_from(index.checked_sub(self.base.index + 1)?).ok()
+    }
+}
+
+impl Storage for Log {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        let Some(from) = self.offset(low) else {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        };
+        let count = usize::try_from(high.saturating_sub(low)).unwrap_or(usize::MAX);
+        if high > self.last().index + 1 {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        let mut left = max_size.into().unwrap_or(u64::MAX);
+        let mut entries = Vec::new();
+        for entry in self.entries.iter().skip(from).take(count) {
+            let size = (entry.data.len() + entry.context.len() + ENTRY_OVERHEAD_BYTES) as u64;
+            if size > left && !entries.is_empty() {
+                break;
+            }
+            left = left.saturating_sub(size);
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        match self.position(index) {
+            Some(position) => Ok(position.term),
+            None if index < self.base.index => Err(raft::Error::Store(StorageError::Compacted)),
+            None => Err(raft::Error::Store(StorageError::Unavailable)),
+        }
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.base.index + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last().index)
+    }
+
+    /// Metadata only: the bytes travel on their own call.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        let Some((position, conf_state)) = &self.snapshot else {
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        };
+        if position.index < request_index {
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = position.index;
+        metadata.term = position.term;
+        metadata.set_conf_state(conf_state.clone());
+        Ok(snapshot)
+    }
+}
+
+/// What an entry takes in a message besides its data and context, bytes; generous.
+const ENTRY_OVERHEAD_BYTES: usize = 32;
+
+fn bytes_behind(record: &Record, index: u64) -> u64 {
+    match record {
+        Record::Entry { at, data, .. } if at.index > index => data.len() as u64,
+        _ => 0,
+    }
+}
+
+fn to_promise(hard_state: &HardState) -> Promise {
+    Promise { term: hard_state.term, vote: hard_state.vote, commit: hard_state.commit }
+}
+
+fn to_record(entry: &Entry) -> Record {
+    let kind = match entry.get_entry_type() {
+        EntryType::EntryNormal => 0,
+        EntryType::EntryConfChange => 1,
+        EntryType::EntryConfChangeV2 => 2,
+    };
+    Record::Entry {
+        at: Position { index: entry.index, term: entry.term },
+        kind,
+        context: entry.context.clone(),
+        data: entry.data.clone(),
+    }
+}
+
+fn to_entry(record: Record) -> Option<Entry> {
+    let Record::Entry { at, kind, context, data } = record else {
+        return None;
+    };
+    let mut entry = Entry::default();
+    entry.set_entry_type(match kind {
+        0 => EntryType::EntryNormal,
+        1 => EntryType::EntryConfChange,
+        _ => EntryType::EntryConfChangeV2,
+    });
+    (entry.index, entry.term) = (at.index, at.term);
+    (entry.context, entry.data) = (context, data);
+    Some(entry)
+}

@@ -1,0 +1,52 @@
+//! Who is in the group, as it is kept in the image and in snapshots.
+
+use raft::eraftpb::ConfState;
+use steading_model::codec::record;
+
+/// Raft's configuration in our own encoding: what is on disk must not depend on a library's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    pub voters: Vec<u64>,
+    pub learners: Vec<u64>,
+    pub voters_outgoing: Vec<u64>,
+    pub learners_next: Vec<u64>,
+    pub auto_leave: bool,
+}
+
+record! { Membership { voters, learners, voters_outgoing, learners_next, auto_leave } }
+
+impl Membership {
+    /// A group of one.
+    pub fn single(replica: u64) -> Self {
+        Self { voters: vec![replica], ..Self::default() }
+    }
+
+    /// Whether `replica` decides alone.
+    pub fn is_single(&self, replica: u64) -> bool {
+        self.voters == [replica] && self.voters_outgoing.is_empty()
+    }
+}
+
+impl From<&ConfState> for Membership {
+    fn from(state: &ConfState) -> Self {
+        Self {
+            voters: state.voters.clone(),
+            learners: state.learners.clone(),
+            voters_outgoing: state.voters_outgoing.clone(),
+            learners_next: state.learners_next.clone(),
+            auto_leave: state.auto_leave,
+        }
+    }
+}
+
+impl From<&Membership> for ConfState {
+    fn from(membership: &Membership) -> Self {
+        let mut state = Self::default();
+        state.voters = membership.voters.clone();
+        state.learners = membership.learners.clone();
+        state.voters_outgoing = membership.voters_outgoing.clone();
+        state.learners_next = membership.learners_next.clone();
+        state.auto_leave = membership.auto_leave;
+        state
+    }
+}

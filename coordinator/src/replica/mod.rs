@@ -1,0 +1,262 @@
+//! The replica: makes proposals durable and applies them, in one order for all.
+//!
+//! [`Replica`] is the handle; behind it one thread owns Raft, the log and the state
+//! (`thread`, `node`), another the image and the snapshots (`keeper`). What is
+//! acknowledged is in the log of record (`wal`) and synced; everything else on the
+//! disk can be made again from it.
+
+mod identity;
+mod image;
+mod image_sled;
+mod keeper;
+mod log;
+mod membership;
+mod node;
+mod open;
+#[cfg(any(test, feature = "testkit"))]
+pub mod sim_fs;
+mod slog_bridge;
+mod snapshot;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
+mod thread;
+pub mod vfs;
+pub mod wal;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use steading_core::{Effect, Proposal, Rejection, State};
+use steading_model::codec::Encode;
+use steading_model::limits::PROPOSAL_BYTES_MAX;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use identity::{DirLock, IdentityError};
+pub use image::ImageError;
+pub use node::{Cadence, ReplicaError};
+pub use open::StartError;
+pub use snapshot::SnapshotError;
+
+use image_sled::SledStore;
+use thread::{Input, Thread};
+
+/// Proposals and reads that wait for the thread; more are refused with [`ProposeError::Busy`].
+const QUEUE_MAX: usize = 4096;
+
+/// Notices that wait for their consumer; what does not fit becomes one [`Notice::Resync`].
+const NOTICES_MAX: usize = 256;
+
+/// Where a replica lives, and how it keeps its files.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The replica's own directory. Made where it is missing.
+    pub dir: PathBuf,
+    /// Size of a segment of the log, bytes.
+    pub segment_bytes: u64,
+    pub cadence: Cadence,
+}
+
+impl Options {
+    /// For a coordinator of its own.
+    pub const fn server(dir: PathBuf) -> Self {
+        let cadence =
+            Cadence { checkpoint_entries: 10_000, checkpoint_ms: 30_000, snapshot_bytes: 64 << 20 };
+        Self { dir, segment_bytes: 64 << 20, cadence }
+    }
+
+    /// For one that lives in another program and starts often: small files.
+    pub const fn embedded(dir: PathBuf) -> Self {
+        let cadence =
+            Cadence { checkpoint_entries: 10_000, checkpoint_ms: 30_000, snapshot_bytes: 16 << 20 };
+        Self { dir, segment_bytes: 4 << 20, cadence }
+    }
+}
+
+/// What the leader should do, or look for. A hint: whoever misses some asks
+/// `State::outstanding`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Effects of accepted proposals, in their order. The view already holds them.
+    Effects(Vec<Effect>),
+    /// Some were dropped, or this replica has just become the leader: begin with
+    /// `view().outstanding()`.
+    Resync,
+}
+
+/// Why a proposal or a read has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// Not accepted here, and nothing happened.
+    #[error("this replica is not the leader")]
+    NotLeader,
+    /// Nothing happened; worth another try.
+    #[error("too many proposals are under way")]
+    Busy,
+    #[error("the proposal has {0} bytes, at most {PROPOSAL_BYTES_MAX} are allowed")]
+    TooLarge(usize),
+    /// Nothing happened.
+    #[error("the replica has stopped")]
+    Stopped,
+    /// It may have been accepted or not: try again with the same request id.
+    #[error("the replica stopped or lost its leadership before the outcome was known")]
+    Unknown,
+}
+
+/// A handle to the replica; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    input: SyncSender<Input>,
+    stop: Arc<AtomicBool>,
+    view: Arc<ArcSwap<State>>,
+    changes: watch::Receiver<u64>,
+}
+
+/// The replica's thread.
+#[derive(Debug)]
+pub struct ReplicaThread(JoinHandle<Result<(), ReplicaError>>);
+
+impl ReplicaThread {
+    /// Waits until the thread has ended and its files are closed. Blocks: not on a
+    /// runtime's thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaError`]: why it ended, if not by [`Replica::stop`].
+    pub fn join(self) -> Result<(), ReplicaError> {
+        self.0.join().unwrap_or(Err(ReplicaError::Panicked))
+    }
+}
+
+impl Replica {
+    /// Opens the directory (or makes it), replays the log and starts the thread. The
+    /// notices end when the replica has stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub fn start(
+        options: Options,
+    ) -> Result<(Self, ReplicaThread, mpsc::Receiver<Notice>), StartError> {
+        let lock = DirLock::take(&options.dir)?;
+        let image = options.dir.join("image");
+        let store = SledStore::open(image.clone())
+            .map_err(|source| StartError::Image { path: image, source })?;
+        let place = open::Place {
+            vfs: Arc::new(vfs::RealFs),
+            dir: options.dir,
+            segment_bytes: options.segment_bytes,
+            background: true,
+            cadence: options.cadence,
+        };
+        let (node, keeper) = open::open(&place, Box::new(store), random)?;
+
+        let (input, inputs) = sync_channel(QUEUE_MAX);
+        // One job at a time, so this never makes the replica wait.
+        let (jobs, job_queue) = sync_channel(1);
+        let done = input.clone();
+        let keeper_thread =
+            spawn("replica-keeper", move || thread::keep(keeper, &job_queue, &done))?;
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let view = Arc::new(ArcSwap::from_pointee(node.state().clone()));
+        let (changes, watching) = watch::channel(node.state().version());
+        let (notices, consumer) = mpsc::channel(NOTICES_MAX);
+        let now = Instant::now();
+        let thread = Thread {
+            node,
+            input: inputs,
+            stop: Arc::clone(&stop),
+            view: Arc::clone(&view),
+            changes,
+            notices,
+            jobs: Some(jobs),
+            keeper: Some(keeper_thread),
+            resync: false,
+            started: now,
+            ticks: 0,
+            wrote: now,
+            left: None,
+            lock,
+        };
+        let thread = spawn("replica", move || thread.run())?;
+        Ok((Self { input, stop, view, changes: watching }, ReplicaThread(thread), consumer))
+    }
+
+    /// Makes the proposal durable and applies it. The answer comes when the state that
+    /// [`Replica::view`] shows holds it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError`].
+    pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Effect>, ProposeError> {
+        let bytes = proposal.to_bytes();
+        if bytes.len() > PROPOSAL_BYTES_MAX {
+            return Err(ProposeError::TooLarge(bytes.len()));
+        }
+        let (waiter, answer) = oneshot::channel();
+        self.send(Input::Propose(bytes, waiter))?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// The newest published version of the state.
+    pub fn view(&self) -> Arc<State> {
+        self.view.load_full()
+    }
+
+    /// The version of the published state, whenever it changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Returns once [`Replica::view`] holds everything that was acknowledged before
+    /// the call, whichever replica acknowledged it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError`].
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        let (reader, answer) = oneshot::channel();
+        self.send(Input::Read(reader))?;
+        answer.await.unwrap_or(Err(ProposeError::Stopped))
+    }
+
+    /// Asks the replica to stop; [`ReplicaThread::join`] waits for it.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        // A full queue wakes it as well.
+        let _ = self.input.try_send(Input::Wake);
+    }
+
+    fn send(&self, input: Input) -> Result<(), ProposeError> {
+        self.input.try_send(input).map_err(|error| match error {
+            TrySendError::Full(_) => ProposeError::Busy,
+            TrySendError::Disconnected(_) => ProposeError::Stopped,
+        })
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StartError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|source| StartError::Io { path: PathBuf::from(name), source })
+}
+
+fn random() -> Result<[u8; 32], StartError> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StartError::Random)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

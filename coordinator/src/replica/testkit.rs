@@ -1,0 +1,1 @@
+//! For tests: a replica without threads, on any file system.

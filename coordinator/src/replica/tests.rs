@@ -1,0 +1,137 @@
+//! The replica with its threads, on a real disk.
+
+use std::path::Path;
+
+use steading_core::{Effect, NewAgent, Proposal};
+use steading_model::AgentId;
+
+use super::{Notice, Options, ProposeError, Replica, ReplicaThread, StartError};
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (replica, thread, _notices) = start(dir.path());
+    let one = register(&replica, "one").await;
+    let two = register(&replica, "two").await;
+    assert_ne!(one, two);
+    stop(&replica, thread).await;
+
+    let (replica, thread, _notices) = start(dir.path());
+    replica.read_barrier().await.unwrap();
+    let state = replica.view();
+    assert_eq!(state.agent_by_name("one").map(|agent| agent.id), Some(one));
+    assert_eq!(state.agent_by_name("two").map(|agent| agent.id), Some(two));
+    state.check_invariants().unwrap();
+    stop(&replica, thread).await;
+}
+
+#[tokio::test]
+async fn an_answer_comes_after_the_view_that_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (replica, thread, mut notices) = start(dir.path());
+    let changes = replica.changes();
+    let agent = register(&replica, "one").await;
+    assert!(replica.view().agent(agent).is_some());
+    assert_eq!(*changes.borrow(), replica.view().version());
+    // A new leader begins with what is outstanding, then hears of effects.
+    assert_eq!(notices.recv().await, Some(Notice::Resync));
+    assert!(matches!(notices.recv().await, Some(Notice::Effects(_))));
+    stop(&replica, thread).await;
+    assert_eq!(replica.propose(agent_named("late")).await, Err(ProposeError::Stopped));
+    assert_eq!(notices.recv().await, None, "the notices end with the replica");
+}
+
+#[tokio::test]
+async fn a_consumer_that_falls_behind_is_told_so_and_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (replica, thread, mut notices) = start(dir.path());
+    for number in 0..2 * super::NOTICES_MAX {
+        register(&replica, &format!("agent-{number}")).await;
+    }
+    let mut resyncs = 0;
+    let mut effects = 0;
+    while effects + resyncs < super::NOTICES_MAX {
+        match notices.recv().await.unwrap() {
+            Notice::Effects(_) => effects += 1,
+            Notice::Resync => resyncs += 1,
+        }
+    }
+    assert_eq!(notices.recv().await, Some(Notice::Resync), "what was dropped is made up for");
+    assert_eq!(resyncs, 1, "the first was that of the new leader");
+    stop(&replica, thread).await;
+}
+
+#[tokio::test]
+async fn a_directory_belongs_to_one_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (replica, thread, _notices) = start(dir.path());
+    let second = Replica::start(options(dir.path()));
+    assert!(matches!(second.unwrap_err(), StartError::Identity(_)));
+    stop(&replica, thread).await;
+    let (replica, thread, _notices) = start(dir.path());
+    stop(&replica, thread).await;
+}
+
+#[tokio::test]
+async fn image_snapshots_and_segments_follow_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (replica, thread, _notices) = start(dir.path());
+    for number in 0..400 {
+        register(&replica, &format!("agent-{number}")).await;
+    }
+    let chain = replica.view().chain();
+    stop(&replica, thread).await;
+    assert!(count(&dir.path().join("snapshots")) > 0, "snapshots were taken");
+    let segments = count(&dir.path().join("wal"));
+    assert!(segments < 30, "{segments} segments are left, so the log is not cut");
+
+    let (replica, thread, _notices) = start(dir.path());
+    replica.read_barrier().await.unwrap();
+    assert_eq!(replica.view().chain(), chain);
+    stop(&replica, thread).await;
+}
+
+async fn register(replica: &Replica, name: &str) -> AgentId {
+    let effects = replica.propose(agent_named(name)).await.unwrap();
+    let registered = effects.iter().find_map(|effect| match effect {
+        Effect::Registered { agent, .. } => Some(*agent),
+        _ => None,
+    });
+    registered.expect("a registration answers with the agent")
+}
+
+fn agent_named(name: &str) -> Proposal {
+    Proposal::RegisterAgent {
+        agent: NewAgent {
+            name: name.into(),
+            pool: "pool".into(),
+            provisioning: steading_model::Provisioning::OnDemand,
+            labels: vec!["linux".into()],
+            slots: 1,
+            resources: steading_model::Resources { cpu_milli: 1000, memory_mib: 1024 },
+            cache_endpoint: String::new(),
+            properties: std::collections::BTreeMap::new(),
+        },
+    }
+}
+
+fn options(dir: &Path) -> Options {
+    let mut options = Options::embedded(dir.to_owned());
+    options.segment_bytes = 4 << 10;
+    options.cadence.checkpoint_entries = 50;
+    options.cadence.snapshot_bytes = 8 << 10;
+    options
+}
+
+fn start(dir: &Path) -> (Replica, ReplicaThread, tokio::sync::mpsc::Receiver<Notice>) {
+    Replica::start(options(dir)).unwrap()
+}
+
+async fn stop(replica: &Replica, thread: ReplicaThread) {
+    replica.stop();
+    tokio::task::spawn_blocking(move || thread.join()).await.unwrap().unwrap();
+}
+
+fn count(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
