@@ -139,5 +139,9 @@ pub(crate) fn cancelled(why: &str) -> Outcome {
 
 /// The longest head of the text that has at most so many bytes.
 pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
-    text[..text.floor_char_boundary(bytes_max)].to_owned()
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
 }

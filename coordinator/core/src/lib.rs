@@ -22,6 +22,10 @@ mod rows;
 mod run;
 mod state;
 mod table;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
+#[cfg(test)]
+mod tests;
 
 pub use effect::{Effect, Rejection};
 pub use image::ImageError;

@@ -1,0 +1,9 @@
+//! The core as stories, and as what must hold for any sequence of proposals.
+
+mod agents;
+mod claims;
+mod image;
+mod leases;
+mod placement;
+mod properties;
+mod runs;
