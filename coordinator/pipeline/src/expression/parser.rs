@@ -39,7 +39,6 @@ pub(crate) enum Expr {
     Call {
         function: Function,
         arguments: Vec<Expr>,
-        position: usize,
     },
 }
 
@@ -263,7 +262,7 @@ impl Parser<'_> {
             let what = "Even number of parameters supplied, requires an odd number of parameters";
             return Err(error(what, name));
         }
-        self.deeper(Expr::Call { function, arguments, position: name.position }, depth)
+        self.deeper(Expr::Call { function, arguments }, depth)
     }
 
     /// Parses one level further down.

@@ -1,11 +1,19 @@
 //! From a pipeline and the results so far to the jobs to create next.
 
+mod leg;
+mod matrix;
+mod results;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use steading_model::Resources;
+use steading_model::limits::JOBS_PER_RUN_MAX;
+use steading_model::{Conclusion, Resources};
 
+use crate::expression;
 use crate::job::{EndedJob, JobSpec};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Job, Pipeline};
+use leg::{Planner, place};
+use results::{Ancestors, Results};
 
 /// What was submitted, and all that the planner may know besides results.
 #[derive(Clone, Debug)]
@@ -61,13 +69,85 @@ pub enum Verdict {
     Fail(String),
 }
 
-/// Plans. `ended` holds the legs that have ended, by job key; `created` the keys
-/// whose jobs exist already. The same arguments give the same plan everywhere.
+/// Plans. `created` holds the keys whose jobs exist already, `ended` of those the
+/// ones *all* of whose legs have ended. The same arguments give the same plan everywhere.
+///
+/// A key that is skipped, or cannot start, has ended at once, so that what needs
+/// it is in the same plan.
 pub fn plan(
     submission: &Submission<'_>,
     ended: &BTreeMap<String, Vec<EndedJob>>,
     created: &BTreeSet<String>,
 ) -> Plan {
-    let _ = (submission, ended, created);
-    Plan::default()
+    let mut results = Results::new(submission.pipeline, ended);
+    let planner = Planner::new(submission);
+    let needed: BTreeSet<&str> = submission
+        .pipeline
+        .jobs
+        .iter()
+        .flat_map(|job| job.needs.iter().map(|need| need.key.as_str()))
+        .collect();
+    let mut open: Vec<&Job> =
+        submission.pipeline.jobs.iter().filter(|job| !created.contains(&job.key)).collect();
+    let mut jobs = Vec::new();
+    loop {
+        let (ready, waiting): (Vec<&Job>, Vec<&Job>) =
+            open.into_iter().partition(|job| results.has_all(&job.needs));
+        open = waiting;
+        if ready.is_empty() {
+            break;
+        }
+        for job in ready {
+            let mut legs = plan_job(&planner, &results, job, JOBS_PER_RUN_MAX - jobs.len());
+            for leg in &mut legs {
+                leg.needed = needed.contains(job.key.as_str());
+            }
+            results.decide(job, &legs);
+            jobs.extend(legs);
+        }
+    }
+    Plan { jobs, complete: open.is_empty() }
 }
+
+/// The legs of a job whose needs have ended; at least one.
+fn plan_job(
+    planner: &Planner<'_>,
+    results: &Results<'_>,
+    job: &Job,
+    room: usize,
+) -> Vec<PlannedJob> {
+    let needs = results.needs_context(&job.needs);
+    let contexts = planner.contexts(&needs);
+    let ancestors = Ancestors::new(results, job, planner.submission.cancelled);
+    let condition = job.condition.as_ref().map_or("", |text| text.value.as_str());
+    match expression::condition(condition, &contexts, &ancestors) {
+        Ok(false) => return vec![planner.decided(job, Verdict::Skip)],
+        Ok(true) => (),
+        Err(error) => {
+            let at = job.condition.clone().unwrap_or_default();
+            let why = format!("{}: `if`: {error}", place(&planner.submission.pipeline.file, &at));
+            return vec![planner.decided(job, Verdict::Fail(why))];
+        }
+    }
+    let legs = planner.legs(job, &contexts, &needs).and_then(|legs| {
+        if legs.len() > room {
+            return Err(format!("the run has more than {JOBS_PER_RUN_MAX} jobs"));
+        }
+        Ok(legs)
+    });
+    legs.unwrap_or_else(|why| vec![planner.decided(job, Verdict::Fail(why))])
+}
+
+impl Verdict {
+    /// How a job ends that never runs.
+    const fn conclusion(&self) -> Option<Conclusion> {
+        match self {
+            Self::Run(_) => None,
+            Self::Skip => Some(Conclusion::Skipped),
+            Self::Fail(_) => Some(Conclusion::Failure),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
