@@ -1,10 +1,119 @@
 //! `steading-agent`: runs jobs for a coordinator.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use steading_agent::{BlobsSetting, Config, RunAs, connect};
+use steading_model::Resources;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What the agent's store may take on disk unless told, GiB.
+const STORE_GIB_DEFAULT: u64 = 20;
+
+/// Runs jobs for a Steading coordinator.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where the coordinator is: unix:/PATH, or http://127.0.0.1:PORT.
+    #[arg(long, env = "STEADING_COORDINATOR")]
+    coordinator: String,
+    /// Allow plain text to a loopback address.
+    #[arg(long)]
+    insecure_loopback: bool,
+    /// Unique in the cluster; the host's name unless given.
+    #[arg(long)]
+    name: Option<String>,
+    #[arg(long, default_value = "default")]
+    pool: String,
+    /// This machine may be taken away.
+    #[arg(long)]
+    spot: bool,
+    /// What `runs-on` may ask for; may be repeated.
+    #[arg(long = "label")]
+    labels: Vec<String>,
+    /// Jobs to run at once; the number of processors unless given.
+    #[arg(long)]
+    slots: Option<u32>,
+    /// Where everything is kept.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Bound of the local store, GiB.
+    #[arg(long, default_value_t = STORE_GIB_DEFAULT)]
+    store_gib: u64,
+    /// First user id of the jobs' users, one per slot. As root, without it, steps run as root.
+    #[arg(long)]
+    uid_base: Option<u32>,
+}
 
 fn main() -> ExitCode {
     if let Some(code) = steading_agent::hidden_main(std::env::args_os()) {
         return code;
     }
-    ExitCode::SUCCESS
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match serve(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("steading-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn serve(arguments: Arguments) -> anyhow::Result<()> {
+    let channel = connect(&arguments.coordinator, arguments.insecure_loopback)?;
+    let shutdown = CancellationToken::new();
+    let agent = steading_agent::run(config(arguments)?, channel, shutdown.clone());
+    tokio::pin!(agent);
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        ended = &mut agent => return ended,
+        _ = terminate.recv() => (),
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    shutdown.cancel();
+    agent.await
+}
+
+fn config(arguments: Arguments) -> anyhow::Result<Config> {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    let name = match arguments.name {
+        Some(name) => name,
+        None => {
+            let host = nix::unistd::gethostname().context("cannot read the host's name")?;
+            host.to_string_lossy().into_owned()
+        }
+    };
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    Ok(Config {
+        name,
+        pool: arguments.pool,
+        spot: arguments.spot,
+        labels: arguments.labels,
+        slots: arguments.slots.unwrap_or(processors).max(1),
+        resources: Resources { cpu_milli: processors * 1000, memory_mib: memory_mib() },
+        data_dir: arguments.data_dir,
+        blobs: BlobsSetting::Own { bytes_max: arguments.store_gib << 30 },
+        user: arguments.uid_base.map_or(RunAs::SelfUser, |base| RunAs::PerSlotUid { base }),
+        program: vec![program.to_string_lossy().into_owned()],
+    })
+}
+
+/// What the machine has; 0 where it does not say.
+fn memory_mib() -> u32 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    (kib.unwrap_or(0) / 1024) as u32
 }

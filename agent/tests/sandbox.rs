@@ -1,5 +1,7 @@
 //! The sandbox as a step sees it: real namespaces, the real sub-command.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::ExitStatusExt as _;

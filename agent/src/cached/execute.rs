@@ -202,7 +202,11 @@ impl Desk {
         binds.extend(key.tools.binds.iter().cloned());
         if network {
             let files = NETWORK_FILES.iter().filter(|path| Path::new(path).exists());
-            binds.extend(files.map(Bind::same));
+            for file in files {
+                // What it shows besides the tools hides them.
+                binds.retain(|bind| !bind.target.starts_with(file));
+                binds.push(Bind::same(file));
+            }
             for name in NETWORK_ENV {
                 if let Some(value) = agent_env.get(name) {
                     env.entry(name.to_owned()).or_insert_with(|| value.clone());

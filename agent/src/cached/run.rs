@@ -162,7 +162,10 @@ impl Step<'_, '_, '_> {
         outcome: &Outcome,
         log: &mut dyn OutputSink,
     ) -> Result<Option<Ran>, CachedError> {
-        let ready = self.fetch(outcome).await;
+        let ready = match self.fetch(outcome).await {
+            Ok(ready) => self.apply(&outcome.layer).await.map(|()| ready),
+            Err(error) => Err(error),
+        };
         let (effects, text, _pin) = match ready {
             Ok(ready) => ready,
             Err(error) => {
@@ -174,7 +177,6 @@ impl Step<'_, '_, '_> {
             }
         };
         log.write(&text);
-        self.apply(&outcome.layer).await?;
         let mut ran = self.ended(outcome.exit());
         ran.cached = true;
         ran.failure.clone_from(&outcome.failure);

@@ -27,16 +27,16 @@ const NAMES: [&str; 16] = [
 
 /// One command as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command {
+pub(super) struct Command {
     /// In lower case.
-    pub name: String,
-    pub properties: Vec<(String, String)>,
-    pub data: String,
+    pub(super) name: String,
+    pub(super) properties: Vec<(String, String)>,
+    pub(super) data: String,
 }
 
 impl Command {
     /// The value of a property, by its name in any case.
-    pub fn property(&self, name: &str) -> Option<&str> {
+    pub(super) fn property(&self, name: &str) -> Option<&str> {
         let found = self.properties.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
@@ -44,7 +44,7 @@ impl Command {
 
 /// What a stretch of output is.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Piece<'a> {
+pub(super) enum Piece<'a> {
     Text(&'a [u8]),
     /// A whole line that is a command, and that line with its newline.
     Command(Command, &'a [u8]),
@@ -53,7 +53,7 @@ pub enum Piece<'a> {
 /// Parts a stream of bytes into text and commands. Text passes at once; only a line
 /// that begins like a command waits for its end.
 #[derive(Debug, Default)]
-pub struct CommandStream {
+pub(super) struct CommandStream {
     /// A line that may become a command; empty while text passes.
     line: Vec<u8>,
     /// The current line has been found to be text.
@@ -64,12 +64,12 @@ pub struct CommandStream {
 
 impl CommandStream {
     /// Until `::TOKEN::`, everything is text.
-    pub fn stop(&mut self, token: String) {
+    pub(super) fn stop(&mut self, token: String) {
         self.stop_token = Some(token);
     }
 
     /// Takes bytes and hands out the pieces that are certain.
-    pub fn push<'a>(&mut self, bytes: &'a [u8], mut each: impl FnMut(&mut Self, Piece<'_>)) {
+    pub(super) fn push<'a>(&mut self, bytes: &'a [u8], mut each: impl FnMut(&mut Self, Piece<'_>)) {
         let mut rest: &'a [u8] = bytes;
         while !rest.is_empty() {
             if self.in_text {
@@ -92,7 +92,7 @@ impl CommandStream {
     }
 
     /// Hands out what waits: nothing follows.
-    pub fn finish(&mut self, mut each: impl FnMut(&mut Self, Piece<'_>)) {
+    pub(super) fn finish(&mut self, mut each: impl FnMut(&mut Self, Piece<'_>)) {
         let line = std::mem::take(&mut self.line);
         if !line.is_empty() {
             self.hand_out(&line, true, &mut each);
@@ -120,7 +120,7 @@ impl CommandStream {
 }
 
 /// Whether `name` is one that [`CommandStream`] takes for a command.
-pub fn is_command_name(name: &str) -> bool {
+pub(super) fn is_command_name(name: &str) -> bool {
     NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 

@@ -3,7 +3,7 @@
 
 /// Why a file of a step cannot be read. The step fails with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FileError {
+pub(super) enum FileError {
     #[error("invalid line `{0}`: want NAME=VALUE or NAME<<DELIMITER")]
     Format(String),
     #[error("invalid line `{0}`: the name must not be empty")]
@@ -22,7 +22,7 @@ pub enum FileError {
 /// # Errors
 ///
 /// Any line that is neither; then nothing of the file counts.
-pub fn parse_entries(text: &str) -> Result<Vec<(String, String)>, FileError> {
+pub(super) fn parse_entries(text: &str) -> Result<Vec<(String, String)>, FileError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut entries = Vec::new();
     let mut lines = Lines { text, at: 0 };
@@ -60,7 +60,7 @@ pub fn parse_entries(text: &str) -> Result<Vec<(String, String)>, FileError> {
 /// # Errors
 ///
 /// Those of [`parse_entries`], and a variable that steps may not set.
-pub fn parse_env(text: &str) -> Result<Vec<(String, String)>, FileError> {
+pub(super) fn parse_env(text: &str) -> Result<Vec<(String, String)>, FileError> {
     let entries = parse_entries(text)?;
     // It would let a step run code inside every later program that uses node.
     match entries.iter().find(|(name, _)| name.eq_ignore_ascii_case("NODE_OPTIONS")) {
@@ -71,7 +71,7 @@ pub fn parse_env(text: &str) -> Result<Vec<(String, String)>, FileError> {
 
 /// Reads GITHUB_PATH's lines and puts them in front of `path`: the last line comes
 /// first, and an entry that is there already moves.
-pub fn prepend_path(path: &mut Vec<String>, text: &str) {
+pub(super) fn prepend_path(path: &mut Vec<String>, text: &str) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for line in text.lines().filter(|line| !line.is_empty()) {
         path.retain(|entry| entry != line);

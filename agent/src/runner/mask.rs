@@ -81,7 +81,7 @@ impl Secrets {
 
 /// Masks one stream of bytes.
 #[derive(Debug)]
-pub struct MaskStream {
+pub(super) struct MaskStream {
     secrets: Secrets,
     automaton: Arc<Automaton>,
     state: u32,
@@ -93,13 +93,13 @@ pub struct MaskStream {
 }
 
 impl MaskStream {
-    pub fn new(secrets: Secrets) -> Self {
+    pub(super) fn new(secrets: Secrets) -> Self {
         let automaton = secrets.automaton();
         Self { secrets, automaton, state: ROOT, held: VecDeque::new(), masking: false }
     }
 
     /// Takes `bytes` and appends to `out` what is certain.
-    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         self.refresh();
         let mut rest = bytes;
         while let Some(&byte) = rest.first() {
@@ -119,7 +119,7 @@ impl MaskStream {
     }
 
     /// Lets go what was held back: nothing follows.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
+    pub(super) fn finish(&mut self, out: &mut Vec<u8>) {
         self.state = ROOT;
         self.let_go(out);
         self.masking = false;

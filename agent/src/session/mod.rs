@@ -1,21 +1,277 @@
-//! The session with the coordinator.
+//! The agent itself: registers, holds a session, runs what it is offered.
 
+mod attempt;
+mod held;
+mod home;
+mod slots;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use steading_cas::{Blobs, RemoteBlobs, Store, StoreOptions};
+use steading_proto::v1;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
-use crate::config::Config;
+use crate::agents::{Agents, is_transient};
+use crate::backoff::Backoff;
+use crate::blocking::blocking;
+use crate::config::{BlobsSetting, Config};
+use crate::workspace::Workspace;
+use held::AllHeld;
+use home::{Home, TRACKING_VARIABLE};
+use slots::Slots;
+use stream::session;
+
+/// Progress reports that wait for the session.
+const PROGRESS_MAX: usize = 1_024;
+
+/// How long a leaving agent waits for its jobs' processes to end, milliseconds: the
+/// grace between TERM and KILL, and time to say so.
+const LEAVE_MS_MAX: u64 = 10_000;
+
+/// PATH of steps that inherit none.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Prefixes of variables that speak of the agent or of another runner, and not of the
+/// machine: steps do not inherit them.
+const NOT_INHERITED: [&str; 4] = ["STEADING_", "GITHUB_", "RUNNER_", "ACTIONS_"];
+
+/// One start of the agent, as the coordinator knows it.
+#[derive(Clone, Copy, Debug)]
+struct Identity {
+    agent_id: u64,
+    incarnation: u64,
+}
+
+/// What all parts of a running agent share.
+#[derive(Debug)]
+struct Agent {
+    config: Config,
+    home: Home,
+    blobs: Blobs,
+    agents: Agents,
+    held: AllHeld,
+    slots: Slots,
+    progress: mpsc::Sender<(v1::Lease, v1::StepProgress)>,
+    has_bash: bool,
+}
 
 /// Runs an agent until `shutdown`, over whatever breaks in between.
 ///
+/// Registers once everything that an earlier start left behind is gone. On `shutdown`
+/// it stops what runs and gives it back.
+///
 /// # Errors
 ///
-/// What no retry helps with: the data directory is in use or cannot be written.
+/// What no retry helps with: the data directory is in use or cannot be written, or the
+/// coordinator refuses the agent.
 pub async fn run(
     config: Config,
     channel: Channel,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let _ = (config, channel);
-    shutdown.cancelled().await;
-    Ok(())
+    let home = Home::take(&config).await?;
+    let blobs = open_blobs(&config, &channel).await?;
+    let (progress, mut reports) = mpsc::channel(PROGRESS_MAX);
+    let agent = Arc::new(Agent {
+        slots: Slots::new(config.slots.max(1)),
+        has_bash: has_bash(),
+        agents: Agents::new(channel),
+        held: AllHeld::default(),
+        config,
+        home,
+        blobs,
+        progress,
+    });
+    let mut attempts = JoinSet::new();
+    let served = agent.serve(&mut reports, &mut attempts, &shutdown).await;
+    agent.leave(&mut attempts).await;
+    served
+}
+
+impl Agent {
+    async fn serve(
+        self: &Arc<Self>,
+        reports: &mut mpsc::Receiver<(v1::Lease, v1::StepProgress)>,
+        attempts: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut backoff = Backoff::default();
+        let mut identity = None;
+        while !shutdown.is_cancelled() {
+            let known = match identity {
+                Some(known) => known,
+                None => {
+                    let Some(registered) = shutdown.run_until_cancelled(self.register()).await
+                    else {
+                        return Ok(());
+                    };
+                    *identity.insert(registered?)
+                }
+            };
+            let started = tokio::time::Instant::now();
+            let ended = Box::pin(session(self, known, reports, attempts, shutdown)).await;
+            match ended {
+                Ok(()) => return Ok(()),
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    tracing::warn!(%status, "this incarnation is over: stopping everything");
+                    self.stop_everything(attempts).await;
+                    identity = None;
+                }
+                Err(status) => tracing::info!(%status, "session broke, connecting again"),
+            }
+            if started.elapsed() > Duration::from_millis(LEAVE_MS_MAX) {
+                backoff.reset();
+            }
+            shutdown.run_until_cancelled(backoff.wait()).await;
+        }
+        Ok(())
+    }
+
+    async fn register(&self) -> anyhow::Result<Identity> {
+        let request = self.registration();
+        let response = self
+            .agents
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.register(request).await }
+            })
+            .await
+            .map_err(|status: Status| {
+                debug_assert!(!is_transient(&status));
+                anyhow::anyhow!(
+                    "the coordinator refuses agent `{}`: {}",
+                    self.config.name,
+                    status.message()
+                )
+            })?;
+        tracing::info!(
+            agent_id = response.agent_id,
+            incarnation = response.incarnation,
+            "agent registered"
+        );
+        Ok(Identity { agent_id: response.agent_id, incarnation: response.incarnation })
+    }
+
+    fn registration(&self) -> v1::RegisterRequest {
+        let config = &self.config;
+        let mut labels = config.labels.clone();
+        for own in ["self-hosted", "linux", &architecture().to_ascii_lowercase()] {
+            if !labels.iter().any(|label| label.eq_ignore_ascii_case(own)) {
+                labels.push(own.to_owned());
+            }
+        }
+        v1::RegisterRequest {
+            name: config.name.clone(),
+            pool: config.pool.clone(),
+            spot: config.spot,
+            labels,
+            slots: config.slots.max(1),
+            cpu_milli: config.resources.cpu_milli,
+            memory_mib: config.resources.memory_mib,
+            properties: Default::default(),
+        }
+    }
+
+    /// Kills everything and waits for it: the leases are no more.
+    async fn stop_everything(&self, attempts: &mut JoinSet<()>) {
+        for held in self.held.all() {
+            held.refuse().await;
+        }
+        while attempts.join_next().await.is_some() {}
+    }
+
+    /// Stops what still runs, gives it back, and ends the supervisors.
+    async fn leave(&self, attempts: &mut JoinSet<()>) {
+        for held in self.held.all() {
+            held.signals.stop.cancel();
+        }
+        let wait = async { while attempts.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_millis(LEAVE_MS_MAX), wait).await.is_err() {
+            tracing::warn!("jobs do not end: their processes are killed");
+            for held in self.held.all() {
+                held.refuse().await;
+            }
+            attempts.shutdown().await;
+        }
+        self.slots.stop().await;
+        self.home.leave();
+    }
+
+    /// What the environment of every step starts from.
+    fn environment(&self, workspace: &Workspace, slot: u32) -> BTreeMap<String, String> {
+        let mut environment = BTreeMap::new();
+        if workspace.user().is_none() {
+            let inherited = std::env::vars_os().filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            });
+            environment.extend(
+                inherited.filter(|(name, _)| {
+                    !NOT_INHERITED.iter().any(|prefix| name.starts_with(prefix))
+                }),
+            );
+        } else {
+            let home = workspace.home().to_string_lossy().into_owned();
+            environment.insert("HOME".to_owned(), home);
+            environment.insert("LANG".to_owned(), "C.UTF-8".to_owned());
+            environment.insert("SHELL".to_owned(), "/bin/sh".to_owned());
+            environment.insert("USER".to_owned(), "runner".to_owned());
+            environment.insert("LOGNAME".to_owned(), "runner".to_owned());
+        }
+        environment.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
+        environment.insert(TRACKING_VARIABLE.to_owned(), self.home.tracking(slot));
+        environment
+    }
+
+    /// The `runner` context.
+    fn runner_context(&self, workspace: &Workspace) -> BTreeMap<String, String> {
+        let temp = workspace.temp().to_string_lossy().into_owned();
+        let tools = self.home.tool_cache().to_string_lossy().into_owned();
+        let values = [
+            ("name", self.config.name.clone()),
+            ("os", "Linux".to_owned()),
+            ("arch", architecture().to_owned()),
+            ("temp", temp),
+            ("tool_cache", tools),
+            ("environment", "self-hosted".to_owned()),
+        ];
+        values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+async fn open_blobs(config: &Config, channel: &Channel) -> anyhow::Result<Blobs> {
+    match &config.blobs {
+        BlobsSetting::Shared(store) => Ok(Blobs::Local(store.clone())),
+        BlobsSetting::Own { bytes_max } => {
+            let (dir, bytes_max) = (config.data_dir.join("cas"), *bytes_max);
+            // What the agent keeps can be had again, so nothing waits for the disk.
+            let open = move || Store::open(&dir, StoreOptions { bytes_max, durable: false });
+            let local = blocking(open).await?.context("cannot open the agent's store")?;
+            let remote = RemoteBlobs::new(channel.clone(), String::new());
+            Ok(Blobs::Tiered { local, remote })
+        }
+    }
+}
+
+/// In the workflow language's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "X64",
+        "aarch64" => "ARM64",
+        "arm" => "ARM",
+        "x86" => "X86",
+        other => other,
+    }
+}
+
+fn has_bash() -> bool {
+    let path = std::env::var("PATH").unwrap_or_else(|_| PATH_DEFAULT.to_owned());
+    path.split(':').any(|folder| std::path::Path::new(folder).join("bash").is_file())
 }

@@ -22,6 +22,8 @@ const SHOWN_MAX: usize = 160;
 pub fn render(diagnostic: &Diagnostic, text: &[u8]) -> String {
     let level = if diagnostic.warning { "warning" } else { "error" };
     let Diagnostic { file, line, column, message, hint, .. } = diagnostic;
+    // Where the whole file is meant, its beginning is as good a place to look at.
+    let (line, column) = (&(*line).max(1), &(*column).max(1));
     let mut out = format!("{level}: {}:{line}:{column}: {}\n", clean(file), clean(message));
     if let Some(source) = line_of(text, *line) {
         let number = line.to_string();
@@ -96,7 +98,7 @@ mod tests {
     #[test]
     fn a_position_outside_the_file_is_still_told() {
         check((99, 1, None, true), "warning: main.yml:99:1: unknown key\n");
-        check((0, 0, None, false), "error: main.yml:0:0: unknown key\n");
+        check((0, 0, None, false), "error: main.yml:1:1: unknown key\n  1 | on: push\n    | ^\n");
         check(
             (1, 500, None, false),
             "error: main.yml:1:500: unknown key\n  1 | on: push\n    |         ^\n",

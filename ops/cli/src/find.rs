@@ -37,6 +37,8 @@ pub enum FindError {
     None(PathBuf),
     #[error("several pipelines in `{}`: {}\n  hint: name one of them", folder.display(), names.join(", "))]
     Several { folder: PathBuf, names: Vec<String> },
+    #[error("`{}` is not there\n  hint: without a file, .steading/pipelines/*.yml and .github/workflows/*.yml are looked for", .0.display())]
+    NotThere(PathBuf),
     #[error("cannot read `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -46,7 +48,7 @@ pub enum FindError {
     #[error("the source `{}` is no folder", .0.display())]
     Source(PathBuf),
     #[error(
-        "`{}` has {bytes} bytes, and a pipeline may have {PIPELINE_BYTES_MAX}\n  \
+        "{}:1:1: the pipeline has {bytes} bytes, and may have {PIPELINE_BYTES_MAX}\n  \
          hint: move scripts into files of the repository", path.display()
     )]
     TooLarge { path: PathBuf, bytes: u64 },
@@ -71,8 +73,7 @@ pub fn pipeline(
         None => search_upwards(here)?,
         Some(path) => {
             let path = here.join(path);
-            let meta = std::fs::metadata(&path)
-                .map_err(|source| FindError::Read { path: path.clone(), source })?;
+            let meta = std::fs::metadata(&path).map_err(|source| failed(&path, source))?;
             if meta.is_dir() { one_of(&path)?.ok_or(FindError::None(path))? } else { path }
         }
     };
@@ -113,7 +114,7 @@ pub fn all(folder: &Path) -> Result<Vec<PathBuf>, FindError> {
 /// [`FindError`] where it cannot be read, is no file or is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>, FindError> {
     use std::io::Read as _;
-    let failed = |source| FindError::Read { path: path.to_owned(), source };
+    let failed = |source| failed(path, source);
     // A pipe would be waited for without end.
     let meta = std::fs::metadata(path).map_err(failed)?;
     if !meta.is_file() {
@@ -222,7 +223,14 @@ fn source_of(file: &Path) -> PathBuf {
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, FindError> {
-    path.canonicalize().map_err(|source| FindError::Read { path: path.to_owned(), source })
+    path.canonicalize().map_err(|source| failed(path, source))
+}
+
+fn failed(path: &Path, source: std::io::Error) -> FindError {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => FindError::NotThere(path.to_owned()),
+        _ => FindError::Read { path: path.to_owned(), source },
+    }
 }
 
 #[cfg(test)]
@@ -279,7 +287,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_an_error_that_names_it() {
         check(&["x"], None, "", "none");
-        check(&["x"], Some("y.yml"), "", "cannot read");
+        check(&["x"], Some("y.yml"), "", "not there");
     }
 
     #[test]
@@ -310,7 +318,7 @@ mod tests {
             Err(FindError::Several { names, .. }) => {
                 format!("several pipelines: {}", names.join(", "))
             }
-            Err(FindError::Read { .. }) => "cannot read".to_owned(),
+            Err(FindError::NotThere(_)) => "not there".to_owned(),
             Err(other) => other.to_string(),
         };
         assert_eq!(got, want, "{files:?} {named:?}");

@@ -122,6 +122,9 @@ impl Store {
     /// [`StoreError::Io`] where the folder cannot be made or read.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         make_dir(dir)?;
+        // It may have been made by others, for all to enter.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+            .map_err(|source| io_error("close to others", dir, source))?;
         let (blobs, tmp) = (dir.join("blobs"), dir.join("tmp"));
         make_dir(&blobs)?;
         for function in [DigestFunction::Blake3, DigestFunction::Sha256] {
@@ -267,9 +270,7 @@ fn sweep(tmp: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         Err(source) => return Err(io_error("sweep out", tmp, source)),
     }
-    make_dir(tmp)?;
-    fs::set_permissions(tmp, fs::Permissions::from_mode(0o700))
-        .map_err(|source| io_error("close to others", tmp, source))
+    make_dir(tmp)
 }
 
 #[cfg(test)]

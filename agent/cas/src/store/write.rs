@@ -234,23 +234,32 @@ impl Store {
             return Ok(());
         }
         let shared = &self.0.shared;
-        if shared.options.durable {
+        let durable = shared.options.durable;
+        if durable {
             sync_files(shared, &staged)?;
         }
-        for (digest, tmp) in &mut staged {
-            tmp.close()?;
-            let path = blob_path(function, digest);
+        {
             let _places = shared.places.read().unwrap_or_else(PoisonError::into_inner);
-            tmp.rename(&path)
-                .map_err(|source| io_error("put in place", &shared.path(&path), source))?;
-            let meta = Meta { size: digest.size, used: shared.clock.tick(), twin: false };
-            shared.index().insert(Key::new(function, digest), meta);
+            let mut made_folder = false;
+            for (digest, tmp) in &mut staged {
+                tmp.close()?;
+                let path = blob_path(function, digest);
+                made_folder |= tmp
+                    .rename(&path)
+                    .map_err(|source| io_error("put in place", &shared.path(&path), source))?;
+            }
+            if durable {
+                sync_names(shared, function, &staged, made_folder)?;
+            }
+            // Last, so that nobody takes a blob for durable before it is.
+            let mut index = shared.index();
+            for (digest, _) in &staged {
+                let meta = Meta { size: digest.size, used: shared.clock.tick(), twin: false };
+                index.insert(Key::new(function, digest), meta);
+            }
         }
-        if shared.options.durable {
-            let folders: BTreeSet<u8> = staged.iter().map(|(digest, _)| digest.hash[0]).collect();
-            sync_folders(shared, function, &folders)?;
-        }
-        if shared.index().bytes() > shared.options.bytes_max {
+        let bytes = shared.index().bytes();
+        if bytes > shared.options.bytes_max {
             scan::evict(shared);
         }
         Ok(())
@@ -269,14 +278,24 @@ fn sync_files(shared: &Shared, staged: &[(Digest, TmpFile)]) -> Result<(), Store
     Ok(())
 }
 
-/// Syncs the names in these folders; the first takes the others along on most file systems.
-fn sync_folders(
+/// Syncs the names of placed files, and those of folders made for them.
+fn sync_names(
     shared: &Shared,
     function: DigestFunction,
-    folders: &BTreeSet<u8>,
+    placed: &[(Digest, TmpFile)],
+    made_folder: bool,
 ) -> Result<(), StoreError> {
-    for prefix in folders {
-        let path = format!("{}/{prefix:02x}", function.as_str());
+    if placed.len() >= SYNCFS_BLOBS_MIN {
+        return nix::unistd::syncfs(&shared.tmp)
+            .map_err(|source| io_error("sync", &shared.root, source));
+    }
+    let folders: BTreeSet<u8> = placed.iter().map(|(digest, _)| digest.hash[0]).collect();
+    let mut paths: Vec<String> =
+        folders.iter().map(|prefix| format!("{}/{prefix:02x}", function.as_str())).collect();
+    if made_folder {
+        paths.push(function.as_str().to_owned());
+    }
+    for path in paths {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         nix::fcntl::openat(&shared.blobs, path.as_str(), flags, Mode::empty())
             .and_then(nix::unistd::fsync)
@@ -317,19 +336,20 @@ impl TmpFile {
         nix::sys::stat::futimens(&file, &TimeSpec::UTIME_NOW, &fixed)
     }
 
-    fn rename(&mut self, path: &str) -> Result<(), Errno> {
+    /// Gives it its name; true if a folder had to be made for it.
+    fn rename(&mut self, path: &str) -> Result<bool, Errno> {
         let shared = &self.store.0.shared;
         let rename = || nix::fcntl::renameat(&shared.tmp, self.name.as_str(), &shared.blobs, path);
-        let result = match rename() {
+        let made = match rename() {
             Err(Errno::ENOENT) => {
                 let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
                 make_folder(shared, folder)?;
-                rename()
+                rename().map(|()| true)
             }
-            result => result,
+            result => result.map(|()| false),
         };
-        self.placed = result.is_ok();
-        result
+        self.placed = made.is_ok();
+        made
     }
 
     fn error(&self, what: &'static str, source: impl Into<io::Error>) -> StoreError {
@@ -351,16 +371,9 @@ impl Drop for TmpFile {
 
 fn make_folder(shared: &Shared, folder: &str) -> Result<(), Errno> {
     match nix::sys::stat::mkdirat(&shared.blobs, folder, Mode::from_bits_truncate(0o700)) {
-        Ok(()) | Err(Errno::EEXIST) => (),
-        Err(error) => return Err(error),
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error),
     }
-    if shared.options.durable {
-        // The new folder's own name.
-        let parent = folder.rsplit_once('/').map_or(".", |(parent, _)| parent);
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        nix::unistd::fsync(nix::fcntl::openat(&shared.blobs, parent, flags, Mode::empty())?)?;
-    }
-    Ok(())
 }
 
 /// Takes one blob in pieces. Dropped before the commit it leaves nothing.

@@ -34,7 +34,7 @@ pub const DEPTH_MAX: usize = 256;
 
 /// Most entries of one tree. A few messages can name a tree of any size, by naming one
 /// folder many times.
-pub const ENTRIES_MAX: usize = 4_000_000;
+pub const ENTRIES_MAX: usize = 2_000_000;
 
 /// Longest name of an entry, bytes: what Linux takes.
 pub const NAME_BYTES_MAX: usize = 255;

@@ -222,12 +222,12 @@ fn size(value: &Value) -> usize {
 
 impl Value {
     /// Not an array or object.
-    pub(super) const fn is_primitive(&self) -> bool {
+    pub(crate) const fn is_primitive(&self) -> bool {
         !matches!(self, Self::Array(_) | Self::Object(_))
     }
 
     /// The value as a number, NaN where it is none.
-    pub(super) fn to_number(&self) -> f64 {
+    pub(crate) fn to_number(&self) -> f64 {
         match self {
             Self::Null => 0.0,
             Self::Bool(bool) => f64::from(u8::from(*bool)),

@@ -17,6 +17,7 @@ use parser::Scope;
 use template::{ConditionText, Piece};
 
 pub use error::{ErrorKind, ExpressionError};
+pub(crate) use value::fold_case;
 pub use value::{Array, Object, Value};
 
 /// How what came before went, for `success()`, `failure()` and `cancelled()`.

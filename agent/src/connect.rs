@@ -1,0 +1,68 @@
+//! How the coordinator is reached.
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+/// Why an endpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    #[error("`{0}` is no endpoint: want unix:/PATH, or http://127.0.0.1:PORT")]
+    Spelling(String),
+    #[error(
+        "`{0}` is on another machine, and this version speaks in plain text only: use unix:/PATH, \
+         or a loopback address with --insecure-loopback"
+    )]
+    NotHere(String),
+}
+
+/// A channel to `unix:/PATH`, or to `http://LOOPBACK:PORT` if `insecure_loopback`. It
+/// connects when it is first used, and again whenever it broke.
+///
+/// # Errors
+///
+/// [`EndpointError`] where the text names no place that may be spoken to.
+pub fn connect(endpoint: &str, insecure_loopback: bool) -> Result<Channel, EndpointError> {
+    if let Some(path) = endpoint.strip_prefix("unix:") {
+        let path = path.to_owned();
+        let connector = service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // The name is never looked up: the connector knows where to go.
+        return Ok(Endpoint::from_static("http://unix").connect_with_connector_lazy(connector));
+    }
+    let spelling = || EndpointError::Spelling(endpoint.to_owned());
+    let uri: Uri = endpoint.parse().map_err(|_| spelling())?;
+    let host = uri.host().ok_or_else(spelling)?;
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    if uri.scheme_str() != Some("http") {
+        return Err(spelling());
+    }
+    if !loopback || !insecure_loopback {
+        return Err(EndpointError::NotHere(endpoint.to_owned()));
+    }
+    Ok(Endpoint::from(uri).tcp_nodelay(true).connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_this_machine_is_spoken_to_in_plain_text() {
+        assert!(connect("unix:/run/steading.sock", false).is_ok());
+        assert!(connect("http://127.0.0.1:7000", true).is_ok());
+        assert!(connect("http://[::1]:7000", true).is_ok());
+        for (endpoint, insecure) in
+            [("http://127.0.0.1:7000", false), ("http://10.0.0.1:7000", true)]
+        {
+            assert!(matches!(connect(endpoint, insecure), Err(EndpointError::NotHere(_))));
+        }
+        for endpoint in ["", "nowhere", "https://127.0.0.1:1"] {
+            assert!(matches!(connect(endpoint, true), Err(EndpointError::Spelling(_))));
+        }
+    }
+}

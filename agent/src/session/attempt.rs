@@ -1,0 +1,265 @@
+//! One attempt at a job, from the acknowledged accept to the report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use steading_model::{Conclusion, Digest, FailureClass};
+use steading_pipeline::job::{JobResult, JobSpec};
+use steading_proto::v1;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use super::Agent;
+use super::held::Held;
+use super::home::TRACKING_VARIABLE;
+use super::slots::Slot;
+use crate::blocking::blocking;
+use crate::logs::{JobLogs, ship};
+use crate::runner::{Host, JobEnd, run};
+use crate::supervisor::Supervisor;
+use crate::workspace::Workspace;
+
+/// How long a report waits for the last log bytes, milliseconds. They are in the
+/// result as well, so nothing is lost by not waiting longer.
+const LOG_WAIT_MS: u64 = 5_000;
+
+/// How long a leaving agent tries to give a lease back, milliseconds; then the lease
+/// runs out by itself.
+const RELEASE_WAIT_MS: u64 = 3_000;
+
+/// What is known of a job.
+struct Job {
+    spec: JobSpec,
+    secrets: BTreeMap<String, String>,
+}
+
+/// Runs the offered job and reports it. Ends early, and silently, where the lease is
+/// refused.
+pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer) {
+    tokio::select! {
+        () = held.refused.cancelled() => return agent.held.remove(&held.lease),
+        () = held.signals.stop.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
+        () = held.acknowledged() => (),
+    }
+    let (mut slot, permit) = tokio::select! {
+        () = held.refused.cancelled() => return agent.held.remove(&held.lease),
+        () = held.signals.stop.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
+        taken = agent.slots.take() => taken,
+    };
+    let v1::Lease { job_id, attempt, epoch } = held.lease;
+    let logs = JobLogs::new(agent.home.logs(&format!("{job_id}-{attempt}-{epoch}")));
+    let mut shipping = JoinSet::new();
+    let stop_shipping = CancellationToken::new();
+    shipping.spawn(ship(agent.agents.client(), held.lease, logs.clone(), stop_shipping.clone()));
+
+    let end = execute(&agent, &held, &mut slot, offer, &logs).await;
+    logs.close();
+    let leaving = held.signals.stop.is_cancelled();
+    if held.refused.is_cancelled() {
+        agent.held.remove(&held.lease);
+    } else if leaving || end.lost {
+        let class = if leaving { FailureClass::Preempted } else { FailureClass::AgentLost };
+        give_back(&agent, &held, class).await;
+    } else {
+        let wait = Duration::from_millis(LOG_WAIT_MS);
+        if !logs.lengths().is_empty() {
+            let _ = tokio::time::timeout(wait, shipping.join_next()).await;
+        }
+        report(&agent, &held, end, &logs).await;
+    }
+    stop_shipping.cancel();
+    while shipping.join_next().await.is_some() {}
+    clean_up(&agent, slot.index, &logs).await;
+    agent.slots.give(slot, permit);
+}
+
+/// Runs the job's steps; when this returns, all of its processes are gone.
+async fn execute(
+    agent: &Arc<Agent>,
+    held: &Arc<Held>,
+    slot: &mut Slot,
+    offer: v1::Offer,
+    logs: &JobLogs,
+) -> JobEnd {
+    let job = match load(agent, offer).await {
+        Ok(job) => job,
+        Err((class, message)) => return failed(class, message),
+    };
+    let index = slot.index;
+    let user = agent.config.user.of_slot(index);
+    let root = agent.home.slot(index);
+    let made = blocking(move || Workspace::create(root, user)).await;
+    let workspace = match made.map_err(|error| error.to_string()) {
+        Ok(Ok(workspace)) => workspace,
+        Ok(Err(error)) => {
+            return failed(FailureClass::Config, format!("the workspace cannot be made: {error}"));
+        }
+        Err(error) => return failed(FailureClass::Config, error),
+    };
+    let start = || {
+        let marks = [(TRACKING_VARIABLE.to_owned(), agent.home.tracking(index))];
+        Supervisor::start(&agent.config.program, &marks, user.is_some())
+    };
+    let supervisor = match slot.supervisor(start) {
+        Ok(supervisor) => supervisor,
+        Err(error) => return failed(FailureClass::Config, error.to_string()),
+    };
+    held.supervised_by(Some(supervisor.lease())).await;
+    let host = Host {
+        supervisor,
+        blobs: &agent.blobs,
+        agents: agent.agents.clone(),
+        lease: held.lease,
+        environment: agent.environment(&workspace, index),
+        runner: agent.runner_context(&workspace),
+        has_bash: agent.has_bash,
+    };
+    let progress = |step: v1::StepProgress| {
+        held.mark_started();
+        // From memory to memory: a full queue loses it.
+        let _ = agent.progress.try_send((held.lease, step));
+    };
+    let mut end =
+        Box::pin(run(&job.spec, &job.secrets, &workspace, host, logs, &held.signals, &progress))
+            .await;
+    end.lost |= !end_processes(agent, slot).await;
+    held.supervised_by(None).await;
+    end
+}
+
+/// Kills what the job left. False where the supervisor itself was lost; then what it
+/// left is gone too.
+async fn end_processes(agent: &Agent, slot: &mut Slot) -> bool {
+    match slot.end_job().await {
+        Ok(0) => true,
+        Ok(killed) => {
+            tracing::info!(killed, "killed what a job left running");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "supervisor is lost");
+            slot.discard().await;
+            agent.home.end_slot(slot.index).await;
+            false
+        }
+    }
+}
+
+async fn load(agent: &Agent, offer: v1::Offer) -> Result<Job, (FailureClass, String)> {
+    let bytes: Bytes = if offer.spec.is_empty() {
+        let digest: Digest = offer
+            .spec_digest
+            .parse()
+            .map_err(|error| (FailureClass::Config, format!("the job's digest: {error}")))?;
+        let got = agent.blobs.get(&digest).await;
+        got.map_err(|error| (FailureClass::Cache, format!("the job's spec: {error}")))?
+            .ok_or_else(|| (FailureClass::Cache, format!("the job's spec {digest} is gone")))?
+    } else {
+        offer.spec
+    };
+    let spec = serde_json::from_slice(&bytes).map_err(|error| {
+        (FailureClass::Config, format!("the job's spec is unreadable: {error}"))
+    })?;
+    Ok(Job { spec, secrets: offer.secrets.into_iter().collect() })
+}
+
+fn failed(class: FailureClass, message: String) -> JobEnd {
+    JobEnd { class: Some(class), message, conclusion: Conclusion::Failure, ..JobEnd::empty() }
+}
+
+/// Gives the lease back, its processes gone.
+async fn give_back(agent: &Agent, held: &Held, class: FailureClass) {
+    let request = v1::ReleaseLeaseRequest {
+        lease: Some(held.lease),
+        failure_class: v1::FailureClass::from(class).into(),
+        started: held.was_started(),
+    };
+    let release =
+        agent.agents.call(|mut client| async move { client.release_lease(request).await });
+    match tokio::time::timeout(Duration::from_millis(RELEASE_WAIT_MS), release).await {
+        Ok(Ok(_)) => (),
+        Ok(Err(status)) => tracing::debug!(%status, "lease is not taken back"),
+        Err(_) => tracing::warn!("coordinator is away: a lease is left to run out"),
+    }
+    agent.held.remove(&held.lease);
+}
+
+/// Reports the end, over and over until it is accepted or refused.
+async fn report(agent: &Agent, held: &Held, end: JobEnd, logs: &JobLogs) {
+    let work = async {
+        let result_digest = store_result(agent, end.result, logs).await;
+        let request = v1::CompleteAttemptRequest {
+            lease: Some(held.lease),
+            conclusion: v1::Conclusion::from(end.conclusion).into(),
+            failure_class: end
+                .class
+                .map_or(v1::FailureClass::Unspecified, v1::FailureClass::from)
+                .into(),
+            result_digest,
+            steps_executed: end.counts.executed,
+            steps_cached: end.counts.cached,
+            steps_skipped: end.counts.skipped,
+            cacheable_executed: end.counts.cacheable_executed,
+            message: end.message,
+        };
+        agent
+            .agents
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.complete_attempt(request).await }
+            })
+            .await
+    };
+    let reported = tokio::select! {
+        reported = work => reported,
+        () = held.refused.cancelled() => return agent.held.remove(&held.lease),
+        () = held.signals.stop.cancelled() => return give_back(agent, held, FailureClass::Preempted).await,
+    };
+    match reported {
+        Ok(_) => (),
+        Err(status) if status.code() == Code::FailedPrecondition => {
+            tracing::info!(job = held.lease.job_id, "report is refused: the lease is not held");
+        }
+        Err(status) => tracing::error!(%status, "report of an attempt is not accepted"),
+    }
+    agent.held.remove(&held.lease);
+}
+
+/// Puts logs and result into the CAS, over and over until that works. A log that
+/// cannot be read is left out.
+async fn store_result(agent: &Agent, mut result: JobResult, logs: &JobLogs) -> String {
+    let mut backoff = crate::backoff::Backoff::default();
+    for stream in logs.lengths().into_keys() {
+        match agent.blobs.put_file(&logs.path(stream)).await {
+            Ok(digest) => {
+                result.logs.insert(stream, digest.to_string());
+            }
+            Err(error) => tracing::warn!(%error, stream, "log is not kept in the CAS"),
+        }
+    }
+    let json = serde_json::to_vec(&result).expect("texts and numbers always have a JSON form");
+    let json = Bytes::from(json);
+    loop {
+        match agent.blobs.put(json.clone()).await {
+            Ok(digest) => return digest.to_string(),
+            Err(error) => {
+                tracing::warn!(%error, "result cannot be stored, trying again");
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+async fn clean_up(agent: &Agent, slot: u32, logs: &JobLogs) {
+    let (root, logs) = (agent.home.slot(slot), logs.clone());
+    let cleaned = blocking(move || {
+        logs.remove();
+        crate::sandbox::remove_tree(&root)
+    });
+    if let Ok(Err(error)) = cleaned.await {
+        tracing::warn!(%error, "workspace cannot be removed");
+    }
+}
