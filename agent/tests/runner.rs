@@ -4,15 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use steading_agent::cached::platform::Platform;
 use steading_agent::logs::JobLogs;
-use steading_agent::runner::{Host, JobEnd, Signals, run};
+use steading_agent::runner::{CacheHost, Host, JobEnd, Signals, run};
+use steading_agent::sandbox::{Support, support};
 use steading_agent::supervisor::Supervisor;
 use steading_agent::{Agents, Workspace};
+use steading_cas::client::Actions;
 use steading_cas::tree::{Patterns, snapshot_dir};
-use steading_cas::{Blobs, Store, StoreOptions};
+use steading_cas::{ActionCache, Blobs, Store, StoreOptions};
 use steading_model::{Conclusion, FailureClass};
-use steading_pipeline::job::{DIALECT, EnvLayer, JobSpec, StepKind, StepSpec, Text};
+use steading_pipeline::job::{CacheSpec, DIALECT, EnvLayer, JobSpec, StepKind, StepSpec, Text};
 use steading_proto::v1;
 use tempfile::TempDir;
 
@@ -185,11 +189,51 @@ async fn hash_files_and_the_event_are_there() {
     assert!(log.ends_with("{\"number\":7}"), "{log}");
 }
 
+#[tokio::test]
+async fn a_hit_and_an_execution_cannot_be_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = [env!("CARGO_BIN_EXE_steading-agent").to_owned()];
+    if let Support::Missing(why) = support(&program, dir.path()) {
+        let required = std::env::var("STEADING_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|name| name == "namespaces"), "no namespaces: {why}");
+        println!("skipped: {why}");
+        return;
+    }
+    let mut seen = Vec::new();
+    for want_cached in [false, true] {
+        let mut cached = run_step(
+            "cat in.txt > out.txt; echo \"::warning file=in.txt::look\"; echo K=V >> $GITHUB_ENV\n\
+             echo o=made >> $GITHUB_OUTPUT; echo '# sum' >> $GITHUB_STEP_SUMMARY; echo said",
+        );
+        cached.cache = Some(CacheSpec {
+            inputs: vec!["in.txt".into()],
+            outputs: vec!["out.txt".into()],
+            ..CacheSpec::default()
+        });
+        let mut job = job(vec![
+            run_step("echo data > in.txt"),
+            cached,
+            when("steps.s1.outputs.o == 'made'", "cat out.txt; echo $K"),
+        ]);
+        job.home = Some(dir.path().to_owned());
+        let ended = job.check("success success success").await;
+        assert_eq!(ended.end.result.steps[1].cached, want_cached, "{}", ended.log(1));
+        assert_eq!(ended.end.counts.cacheable_executed, u32::from(!want_cached));
+        assert_eq!(ended.log(2), "data\nV\n");
+        let result = &ended.end.result;
+        seen.push((ended.log(1), result.annotations.clone(), result.summary.clone()));
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(seen[0].0, "##[warning]look\nsaid\n");
+}
+
 struct Job {
     spec: JobSpec,
     secrets: BTreeMap<String, String>,
     /// Cancelled as soon as this file of the job is there.
     cancel_when: Option<&'static str>,
+    /// Where store and action cache are; a folder of its own unless said.
+    home: Option<PathBuf>,
 }
 
 struct Ended {
@@ -208,19 +252,21 @@ impl Job {
     /// Runs the job and compares the outcomes of its steps.
     async fn check(mut self, outcomes: &str) -> Ended {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(
-            &dir.path().join("cas"),
-            StoreOptions { bytes_max: 1 << 30, durable: false },
-        )
-        .unwrap();
+        let home = self.home.clone().unwrap_or_else(|| dir.path().to_owned());
+        let store =
+            Store::open(&home.join("cas"), StoreOptions { bytes_max: 1 << 30, durable: false })
+                .unwrap();
         self.spec.source = source(&store, dir.path().join("source"));
         let slot = dir.path().join("slot");
         let workspace = Workspace::create(slot.clone(), None).unwrap();
         let logs = JobLogs::new(dir.path().join("logs"));
         let program = [env!("CARGO_BIN_EXE_steading-agent").to_owned()];
         let mut supervisor = Supervisor::start(&program, &[], false).unwrap();
-        let blobs = Blobs::Local(store);
         let channel = tonic::transport::Endpoint::from_static("http://[::1]:1").connect_lazy();
+        let actions = Actions::Local(ActionCache::open(&store).unwrap());
+        let blobs = Blobs::Local(store);
+        let path = ("PATH".to_owned(), "/usr/bin:/bin".to_owned());
+        let platform = Arc::new(Platform::new(home.join("memo"), BTreeMap::from([path])));
         let host = Host {
             supervisor: &mut supervisor,
             blobs: &blobs,
@@ -231,6 +277,17 @@ impl Job {
                 .into(),
             runner: runner_context(&workspace),
             has_bash: true,
+            cache: CacheHost {
+                actions: &actions,
+                claims: None,
+                platform: &platform,
+                program: &program,
+                scratch: dir.path().join("scratch"),
+                agent: "agent",
+                scope: String::new(),
+                secrets: &self.secrets,
+                isolation_told: false,
+            },
         };
         let signals = Signals::default();
         let work = run(&self.spec, &self.secrets, &workspace, host, &logs, &signals, &|_| ());
@@ -274,7 +331,7 @@ fn job(steps: Vec<StepSpec>) -> Job {
         default_working_directory: None,
         timeout_ms: 60_000,
     };
-    Job { spec, secrets: BTreeMap::new(), cancel_when: None }
+    Job { spec, secrets: BTreeMap::new(), cancel_when: None, home: None }
 }
 
 fn run_step(script: &str) -> StepSpec {

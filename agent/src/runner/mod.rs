@@ -1,6 +1,7 @@
 //! Runs the steps of one job, one after the other, as GitHub's runner does.
 
 mod builtin;
+mod cached;
 mod commands;
 mod effects;
 mod files;
@@ -22,6 +23,7 @@ use steading_proto::v1;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use cached::CacheHost;
 pub use mask::Secrets;
 use output::{StepOutput, cut};
 use state::{JobState, conclusion_of};
@@ -50,6 +52,7 @@ pub struct Host<'a> {
     /// The `runner` context; its texts are RUNNER_ variables too.
     pub runner: BTreeMap<String, String>,
     pub has_bash: bool,
+    pub cache: CacheHost<'a>,
 }
 
 impl Host<'_> {

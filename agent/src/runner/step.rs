@@ -9,6 +9,7 @@ use steading_pipeline::expression::{Contexts, Value};
 use steading_pipeline::job::{StepKind, StepSpec, Text};
 use tokio_util::sync::CancellationToken;
 
+use super::cached::run_cached;
 use super::effects::{Effects, Written};
 use super::output::{Said, StepOutput};
 use super::shell::Shell;
@@ -100,7 +101,14 @@ pub(super) async fn execute(
     let done = match &given.step.kind {
         StepKind::Run { script, shell, working_directory } => {
             match evaluate_script(state, host, given, script, shell, working_directory) {
-                Ok(script) => run_script(state, host, given, &script, &mut output, cancel).await,
+                Ok(script) => match &given.step.cache {
+                    Some(cache) => {
+                        let cached =
+                            run_cached(state, host, given, cache, &script, &mut output, cancel);
+                        Box::pin(cached).await
+                    }
+                    None => run_script(state, host, given, &script, &mut output, cancel).await,
+                },
                 Err(message) => Err(StepEnd::failure(message)),
             }
         }
@@ -121,7 +129,7 @@ pub(super) async fn execute(
         output.error(error);
         end.fail(error.clone());
     }
-    if end.outcome == Conclusion::Failure && end.exit.is_none() {
+    if end.outcome == Conclusion::Failure && end.exit.is_none_or(|exit| exit.succeeded()) {
         output.error(&end.message);
     }
     end.said = output.finish();
@@ -214,6 +222,8 @@ async fn run_script(
         timeout: given.timeout,
     };
     let exit = host.supervisor.run(command, output, cancel).await;
+    // It may have installed something.
+    host.cache.platform.distrust();
     let end = match exit {
         Ok(exit) => end_of(exit, given.timeout),
         Err(error @ SupervisorError::NotStarted { .. }) => StepEnd::failure(error.to_string()),

@@ -17,8 +17,9 @@ use super::held::Held;
 use super::home::TRACKING_VARIABLE;
 use super::slots::Slot;
 use crate::blocking::blocking;
+use crate::cached::Claims;
 use crate::logs::{JobLogs, ship};
-use crate::runner::{Host, JobEnd, run};
+use crate::runner::{CacheHost, Host, JobEnd, run};
 use crate::supervisor::Supervisor;
 use crate::workspace::Workspace;
 
@@ -32,6 +33,7 @@ const RELEASE_WAIT_MS: u64 = 3_000;
 
 /// What is known of a job.
 struct Job {
+    project: String,
     spec: JobSpec,
     secrets: BTreeMap<String, String>,
 }
@@ -116,6 +118,17 @@ async fn execute(
         environment: agent.environment(&workspace, index),
         runner: agent.runner_context(&workspace),
         has_bash: agent.has_bash,
+        cache: CacheHost {
+            actions: &agent.actions,
+            claims: Some(Claims { client: agent.agents.client(), lease: held.lease }),
+            platform: &agent.platform,
+            program: &agent.config.program,
+            scratch: agent.home.slot(index).join("x"),
+            agent: &agent.config.name,
+            scope: job.project.clone(),
+            secrets: &job.secrets,
+            isolation_told: false,
+        },
     };
     let progress = |step: v1::StepProgress| {
         held.mark_started();
@@ -163,7 +176,7 @@ async fn load(agent: &Agent, offer: v1::Offer) -> Result<Job, (FailureClass, Str
     let spec = serde_json::from_slice(&bytes).map_err(|error| {
         (FailureClass::Config, format!("the job's spec is unreadable: {error}"))
     })?;
-    Ok(Job { spec, secrets: offer.secrets.into_iter().collect() })
+    Ok(Job { project: offer.project, spec, secrets: offer.secrets.into_iter().collect() })
 }
 
 fn failed(class: FailureClass, message: String) -> JobEnd {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use steading_cas::client::Actions;
 use steading_cas::{Blobs, RemoteBlobs, Store, StoreOptions};
 use steading_proto::v1;
 use tokio::sync::mpsc;
@@ -22,6 +23,7 @@ use tonic::{Code, Status};
 use crate::agents::{Agents, is_transient};
 use crate::backoff::Backoff;
 use crate::blocking::blocking;
+use crate::cached::platform::Platform;
 use crate::config::{BlobsSetting, Config};
 use crate::workspace::Workspace;
 use held::AllHeld;
@@ -56,6 +58,8 @@ struct Agent {
     config: Config,
     home: Home,
     blobs: Blobs,
+    actions: Actions,
+    platform: Arc<Platform>,
     agents: Agents,
     held: AllHeld,
     slots: Slots,
@@ -83,6 +87,8 @@ pub async fn run(
     let agent = Arc::new(Agent {
         slots: Slots::new(config.slots.max(1)),
         has_bash: has_bash(),
+        platform: Arc::new(Platform::new(config.data_dir.join("fingerprint"), inherited(&config))),
+        actions: Actions::remote(channel.clone()),
         agents: Agents::new(channel),
         held: AllHeld::default(),
         config,
@@ -207,25 +213,11 @@ impl Agent {
 
     /// What the environment of every step starts from.
     fn environment(&self, workspace: &Workspace, slot: u32) -> BTreeMap<String, String> {
-        let mut environment = BTreeMap::new();
-        if workspace.user().is_none() {
-            let inherited = std::env::vars_os().filter_map(|(name, value)| {
-                Some((name.into_string().ok()?, value.into_string().ok()?))
-            });
-            environment.extend(
-                inherited.filter(|(name, _)| {
-                    !NOT_INHERITED.iter().any(|prefix| name.starts_with(prefix))
-                }),
-            );
-        } else {
+        let mut environment = inherited(&self.config);
+        if workspace.user().is_some() {
             let home = workspace.home().to_string_lossy().into_owned();
             environment.insert("HOME".to_owned(), home);
-            environment.insert("LANG".to_owned(), "C.UTF-8".to_owned());
-            environment.insert("SHELL".to_owned(), "/bin/sh".to_owned());
-            environment.insert("USER".to_owned(), "runner".to_owned());
-            environment.insert("LOGNAME".to_owned(), "runner".to_owned());
         }
-        environment.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
         environment.insert(TRACKING_VARIABLE.to_owned(), self.home.tracking(slot));
         environment
     }
@@ -244,6 +236,26 @@ impl Agent {
         ];
         values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
+}
+
+/// What steps inherit of the agent's own environment: all that does not speak of the
+/// agent, or, where they are somebody else, next to nothing.
+fn inherited(config: &Config) -> BTreeMap<String, String> {
+    let mut environment = BTreeMap::new();
+    if config.user.of_slot(0).is_none() {
+        let all = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        environment.extend(
+            all.filter(|(name, _)| !NOT_INHERITED.iter().any(|prefix| name.starts_with(prefix))),
+        );
+    } else {
+        let given =
+            [("LANG", "C.UTF-8"), ("SHELL", "/bin/sh"), ("USER", "runner"), ("LOGNAME", "runner")];
+        environment.extend(given.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+    environment.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
+    environment
 }
 
 async fn open_blobs(config: &Config, channel: &Channel) -> anyhow::Result<Blobs> {
