@@ -20,10 +20,14 @@ pub enum Proposal {
     /// admitted so far; any other is refused, so that a doubled chunk changes nothing.
     AppendJobs { run: RunId, offset: u32, jobs: Vec<NewJob>, sealed: bool },
     /// What the planner made of the results so far. `revision` must be the run's
-    /// (it counts accepted plans); `seen` is how many needed jobs had ended in the
-    /// version that was planned on, so that later endings leave another plan due.
+    /// (it counts accepted plans, and cancels); `seen` is how many needed jobs had ended
+    /// in the version that was planned on, so that later endings leave another plan due.
+    /// A large plan comes in chunks of whole keys, all but the last with `seen` as it was
+    /// before and not `complete`.
     ExtendRun { run: RunId, revision: u32, seen: u32, jobs: Vec<NewJob>, complete: bool },
-    /// Somebody wants the run to end.
+    /// Somebody wants the run to end. Queued jobs end at once, leased ones are asked to;
+    /// the planner is asked again, so that what runs `always()` still does. A run that is
+    /// not sealed ends with it. Another cancel of the run changes nothing.
     CancelRun { run: RunId, request: Request, reason: String },
     /// A start of the agent of this name, made when nothing of an earlier start is left.
     /// Ends the earlier incarnation's leases as `agent_lost`.
@@ -36,7 +40,10 @@ pub enum Proposal {
     /// Leases whose time is over in the leader's memory. Those whose epoch is no
     /// longer current are passed over.
     ExpireLeases { leases: Vec<Lease> },
-    /// The agent gives a lease back, its processes gone (or never started).
+    /// The agent gives a lease back, its processes gone (or never started). Of the farm's
+    /// own classes: tried again, counted only if it was started. Of the others: not
+    /// started, tried again and counted, for another agent may be able to; started, the
+    /// end of the job.
     ReleaseLease { lease: Lease, class: FailureClass, started: bool },
     /// The end of an attempt, once its result is durable.
     CompleteAttempt { lease: Lease, outcome: Outcome },
@@ -46,7 +53,8 @@ pub enum Proposal {
     ResolveClaim { scope: ProjectName, action: Digest, lease: Lease, resolution: Resolution },
     /// A named output of the run. The last upload of a name wins.
     RecordArtifact { lease: Lease, name: String, root: Digest, files: u32, bytes: u64 },
-    /// Forgets finished runs beyond the bound, oldest first; their record is in the origin.
+    /// Forgets finished runs, and ones whose submitter never sealed them. Others named
+    /// here are passed over. See `State::runs_to_retire`.
     RetireRuns { runs: Vec<RunId> },
 }
 

@@ -41,19 +41,23 @@ pub struct Run {
     pub finished: Timestamp,
     /// State version of the last change of the run, its jobs or its artifacts.
     pub version: u64,
+    /// A plan was made on the end of every job, and neither added one nor said that it
+    /// was the last.
+    pub stalled: bool,
 }
 
 record! { Run {
     id, definition, sealed, complete, revision, needed_planned, needed_ended, cancel, counts,
-    steps, artifacts, conclusion, created, finished, version,
+    steps, artifacts, conclusion, created, finished, version, stalled,
 } }
 
 impl Run {
     /// Whether the planner is to be asked: jobs that others need have ended since
-    /// the last plan, or the first plan left nothing that could end.
+    /// the last plan, or nothing is left whose end could ask for one (the first plan
+    /// was empty, or a leader died between the chunks of a large one).
     pub const fn is_plan_due(&self) -> bool {
         let unplanned_end = self.needed_ended > self.needed_planned;
-        let nothing_to_wait_for = self.revision == 0 && self.counts.unfinished() == 0;
+        let nothing_to_wait_for = self.counts.unfinished() == 0 && !self.stalled;
         self.sealed
             && !self.complete
             && self.conclusion.is_none()

@@ -51,6 +51,7 @@ impl State {
             created: turn.now,
             finished: Timestamp::default(),
             version: turn.version,
+            stalled: false,
         };
         self.set_run(turn, id, Some(row));
         self.add_jobs(turn, id, jobs)?;
@@ -106,6 +107,7 @@ impl State {
             run.revision += 1;
             run.needed_planned = run.needed_planned.max(seen);
             run.complete = complete;
+            run.stalled = jobs.is_empty() && run.counts.unfinished() == 0;
         });
         self.add_jobs(turn, id, jobs)
     }
@@ -214,9 +216,8 @@ impl State {
                 turn.effects.push(Effect::PlanRun { run: id, revision: run.revision });
             }
         } else if run.counts.unfinished() == 0 {
-            // A plan that saw every end and still left something unplanned will never be
-            // made good by another one. Such a run has not done what it was asked to,
-            // and must not wait for ever.
+            // A stalled run has not done what it was asked to, and no plan will make that
+            // good. It must not wait for ever.
             let stuck = !run.complete;
             let conclusion = match run.counts {
                 counts if counts.failing > 0 || stuck => Conclusion::Failure,

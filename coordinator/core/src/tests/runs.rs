@@ -130,6 +130,19 @@ fn an_empty_first_plan_is_followed_by_another_and_a_stuck_one_fails() {
 }
 
 #[test]
+fn the_rest_of_a_plan_that_came_in_part_is_asked_for() {
+    check(
+        "0s  agent A1
+         0s  admit R1 more                        -> run-1, plan run-1 r0
+         1s  extend run-1 r=0 a more              -> dispatch
+         1s  assign job-1 agent-1
+         2s  complete L1 success                  -> plan run-1 r1
+         3s  extend run-1 r=1 b(skipped) more     -> plan run-1 r2
+         4s  extend run-1 r=2                     -> run-1 is success",
+    );
+}
+
+#[test]
 fn a_failure_fails_the_run_unless_its_job_may_fail() {
     check(
         "0s  agent A1 slots=9
