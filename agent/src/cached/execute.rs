@@ -78,7 +78,8 @@ pub(super) async fn execute(
     cancel: &CancellationToken,
 ) -> Result<Executed, CachedError> {
     let store = context.blobs.local().cloned().ok_or(steading_cas::BlobsError::NoStore)?;
-    let desk = Desk { dir: context.scratch.to_owned() };
+    let owner = if support.is_enforced() { outer_user() } else { request.owner };
+    let desk = Desk { dir: context.scratch.to_owned(), owner };
     let (at, inputs, script) = (desk.clone(), key.inputs, request.script.to_owned());
     let (name, from) = (key.script_name.clone(), store.clone());
     off_thread(move || at.lay_out(&from, &inputs, &name, &script)).await?;
@@ -117,6 +118,8 @@ pub(super) async fn execute(
 #[derive(Debug, Clone)]
 struct Desk {
     dir: PathBuf,
+    /// Who the command is outside; none: the agent's own user.
+    owner: Option<(u32, u32)>,
 }
 
 impl Desk {
@@ -133,7 +136,8 @@ impl Desk {
     ) -> Result<(), CachedError> {
         remove_tree(&self.dir).map_err(io_error("clear", &self.dir))?;
         for (name, mode) in [
-            ("", 0o700),
+            // Passed through by a command that has no sandbox; what is private in it is 0600.
+            ("", 0o711),
             ("root", 0o755),
             ("lower", 0o755),
             ("upper", 0o755),
@@ -164,18 +168,15 @@ impl Desk {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
             .map_err(io_error("open up", &path))?;
         // Copies and not links into the store, because a step may append to its inputs.
-        let options = Materialize {
-            mode: MaterializeMode::Writable,
-            mtime: Mtime::Fixed,
-            owner: outer_user(),
-        };
+        let options =
+            Materialize { mode: MaterializeMode::Writable, mtime: Mtime::Fixed, owner: self.owner };
         tree::materialize(store, inputs, &self.path("lower"), &options)?;
         Ok(())
     }
 
     /// To the user that the command will be outside.
     fn give(&self, path: &Path) -> Result<(), CachedError> {
-        match outer_user() {
+        match self.owner {
             Some((uid, gid)) => {
                 chown(path, Some(uid), Some(gid)).map_err(io_error("give away", path))
             }
@@ -282,7 +283,7 @@ impl Desk {
             argv: arguments(request.shell, &script.display().to_string()),
             env: env.into_iter().collect(),
             cwd: self.path("lower").join(request.working_directory),
-            user: outer_user(),
+            user: self.owner,
             timeout: request.timeout,
         }
     }
@@ -314,7 +315,7 @@ impl Desk {
     }
 }
 
-/// Who the command is outside, where the agent is root; none: the agent's own user.
+/// Who a sandboxed command is outside, where the agent is root; none: the agent's own user.
 fn outer_user() -> Option<(u32, u32)> {
     geteuid().is_root().then_some((OUTER_ID, OUTER_ID))
 }

@@ -55,7 +55,7 @@ pub(super) fn undeclared(
 /// Where in the workspace a name in the log may be.
 fn places(name: &str, working_directory: &str) -> Vec<String> {
     if let Some(rest) = name.strip_prefix(WORKSPACE) {
-        return rest.strip_prefix('/').and_then(|rest| normal(rest)).into_iter().collect();
+        return rest.strip_prefix('/').and_then(normal).into_iter().collect();
     }
     if name.starts_with('/') {
         return Vec::new();

@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn content_names_bits_and_links_count() {
-        let changes: [(&str, fn(&Path)); 7] = [
+        type Change = (&'static str, fn(&Path));
+        let changes: [Change; 7] = [
             ("content", |dir| fs::write(dir.join("bin/cc"), "other").unwrap()),
             ("a new file", |dir| fs::write(dir.join("bin/ld"), "ld").unwrap()),
             ("a file less", |dir| fs::remove_file(dir.join("lib/libc")).unwrap()),

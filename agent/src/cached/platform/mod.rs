@@ -399,8 +399,8 @@ impl Plan {
     /// whose home it is in.
     fn label(&self, root: &Root) -> String {
         for (source, target) in &self.renamed {
-            if let Ok(rest) = root.path.strip_prefix(source) {
-                return target.join(rest).display().to_string();
+            if &root.path == source {
+                return target.display().to_string();
             }
             // A toolchain is seen in parts.
             if source.parent() == Some(&root.path)

@@ -2,19 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
-use std::collections::BTreeMap;
+mod coordinator;
+mod farm;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use steading_agent::cached::platform::Platform;
-use steading_agent::cached::{CachedError, Context, Isolation, Ran, Request, run};
-use steading_agent::supervisor::Supervisor;
-use steading_cas::client::Actions;
-use steading_cas::{ActionCache, Blobs, Store, StoreOptions};
+use steading_agent::cached::{CachedError, Isolation};
 use steading_pipeline::job::CacheSpec;
+use steading_proto::v1::claim_action_response::{Decision, Failed};
 use tokio_util::sync::CancellationToken;
+
+use farm::{Farm, Step, open, path_env, text, tree};
 
 #[tokio::test]
 async fn the_second_time_is_a_hit_and_looks_the_same() {
@@ -293,6 +294,75 @@ async fn a_tool_that_a_step_does_not_see_is_named() {
 }
 
 #[tokio::test]
+async fn without_namespaces_the_step_runs_and_its_result_stays_here() {
+    let Some(mut farm) = Farm::new().await else { return };
+    let step =
+        Step::new("cat a.txt >out.txt; ls; rm a.txt; echo W=$GITHUB_WORKSPACE >>$GITHUB_ENV")
+            .with(|step| step.file("hidden.md", "x"));
+    let enforced = farm.run(&step).await;
+    // A program that cannot make a sandbox, whatever the kernel could.
+    farm.program = vec!["/bin/false".into()];
+    farm.platform = Arc::new(Platform::new(farm.dir.path().join("fp"), path_env("/usr/bin:/bin")));
+    for cached in [false, true] {
+        let done = farm.run(&step).await;
+        assert_eq!((done.ran.cached, done.log.as_str()), (cached, "a.txt\nout.txt\n"), "{done:?}");
+        assert!(matches!(done.ran.isolation, Isolation::Off(_)));
+        assert_ne!(done.ran.action, enforced.ran.action);
+        let workspace = done.workspace.display();
+        assert_eq!(text(&done.ran.effects.env), format!("W={workspace}\n"));
+        assert_eq!(tree(&done.workspace)["out.txt"].1, "a");
+        assert_eq!(done.ran.dropped, if cached { vec![] } else { vec!["a.txt"] });
+    }
+}
+
+#[tokio::test]
+async fn who_is_granted_the_claim_says_what_came_of_it() {
+    let Some(mut farm) = Farm::new().await else { return };
+    for (script, said) in [
+        (">out.txt", "published"),
+        ("exit 1", "failed"),
+        ("true", "failed"),
+        (">out.txt; echo a=b >>$GITHUB_STATE", "abandoned"),
+    ] {
+        let mut coordinator = farm.coordinator(vec![Decision::Build(Default::default())]);
+        farm.run(&Step::new(script)).await;
+        assert_eq!(coordinator.resolved().await, said, "{script}");
+    }
+}
+
+#[tokio::test]
+async fn who_waited_gets_the_result_or_the_very_failure() {
+    let Some(mut farm) = Farm::new().await else { return };
+    let failing = Step::new("echo broken; echo k=v >>$GITHUB_OUTPUT; echo r >out.txt; exit 4");
+    let mut coordinator = farm.coordinator(vec![Decision::Build(Default::default())]);
+    let executed = farm.run(&failing).await;
+    let said = coordinator.resolved().await;
+    assert_eq!(said, "failed");
+    let failed = Failed { detail_digest: coordinator.detail.clone() };
+    farm.coordinator(vec![Decision::Failed(failed)]);
+    let waited = farm.run(&failing).await;
+    assert!(waited.ran.cached, "not executed again");
+    assert_eq!(waited.ran.exit.code, Some(4));
+    assert_eq!(waited.log, "broken\n");
+    assert_eq!(waited.ran.effects.output, executed.ran.effects.output);
+    assert_eq!(tree(&waited.workspace), tree(&executed.workspace));
+
+    // Told that it is published, and it is not: looks a few times, then executes.
+    let published = || Decision::Published(Default::default());
+    farm.coordinator(vec![published(), published(), published()]);
+    assert!(farm.run(&Step::new(">out.txt")).await.ran.succeeded());
+}
+
+#[tokio::test]
+async fn a_coordinator_that_does_not_answer_fails_no_step() {
+    let Some(mut farm) = Farm::new().await else { return };
+    farm.coordinator(vec![]);
+    let done = farm.run(&Step::new(">out.txt")).await;
+    assert!(done.ran.succeeded() && !done.ran.cached);
+    assert!(farm.run(&Step::new(">out.txt")).await.ran.cached);
+}
+
+#[tokio::test]
 async fn another_compiler_is_another_key() {
     let Some(mut farm) = Farm::new().await else { return };
     let bin = farm.dir.path().join("bin");
@@ -311,200 +381,4 @@ async fn another_compiler_is_another_key() {
     let done = farm.run(&step).await;
     assert!(!done.ran.cached);
     assert_eq!(tree(&done.workspace)["out.txt"].1, "two\n");
-}
-
-#[derive(Clone)]
-struct Step {
-    script: String,
-    shell: Vec<String>,
-    env: BTreeMap<String, String>,
-    secrets: BTreeMap<String, String>,
-    spec: CacheSpec,
-    files: BTreeMap<String, String>,
-    executable: Vec<&'static str>,
-    working_directory: String,
-}
-
-impl Step {
-    /// Reads `*.txt`, makes `out.txt`.
-    fn new(script: &str) -> Self {
-        Self {
-            script: script.to_owned(),
-            shell: ["bash", "-e", "{0}"].map(str::to_owned).to_vec(),
-            env: BTreeMap::new(),
-            secrets: BTreeMap::new(),
-            spec: CacheSpec {
-                inputs: vec!["**/*.txt".into(), "!out.txt".into()],
-                outputs: vec!["**/out.txt".into()],
-                ..CacheSpec::default()
-            },
-            files: BTreeMap::from([("a.txt".to_owned(), "a".to_owned())]),
-            executable: Vec::new(),
-            working_directory: String::new(),
-        }
-    }
-
-    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
-        change(&mut self);
-        self
-    }
-
-    fn env(&mut self, name: &str, value: &str) {
-        self.env.insert(name.to_owned(), value.to_owned());
-    }
-
-    fn secret(&mut self, name: &str, value: &str) {
-        self.secrets.insert(name.to_owned(), value.to_owned());
-    }
-
-    fn file(&mut self, path: &str, content: &str) {
-        self.files.insert(path.to_owned(), content.to_owned());
-    }
-}
-
-#[derive(Debug)]
-struct Done {
-    ran: Ran,
-    log: String,
-    workspace: PathBuf,
-}
-
-struct Farm {
-    dir: tempfile::TempDir,
-    blobs: Blobs,
-    actions: Actions,
-    supervisor: Supervisor,
-    platform: Arc<Platform>,
-    program: Vec<String>,
-    cancel: CancellationToken,
-    runs: u32,
-}
-
-impl Farm {
-    /// None, and a word about it, where the machine has no namespaces.
-    async fn new() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let program = vec![env!("CARGO_BIN_EXE_steading-agent").to_owned()];
-        if let steading_agent::sandbox::Support::Missing(why) =
-            steading_agent::sandbox::support(&program, dir.path())
-        {
-            let required = std::env::var("STEADING_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name == "namespaces"), "no namespaces: {why}");
-            println!("skipped: {why}");
-            return None;
-        }
-        let options = StoreOptions { bytes_max: 1 << 30, durable: false };
-        let store = Store::open(&dir.path().join("cas"), options).unwrap();
-        let mut farm = Self {
-            blobs: Blobs::Local(store.clone()),
-            actions: Actions::Local(ActionCache::open(&store).unwrap()),
-            supervisor: Supervisor::start(&program, &[], false).unwrap(),
-            platform: Arc::new(Platform::new(PathBuf::new(), BTreeMap::new())),
-            program,
-            cancel: CancellationToken::new(),
-            runs: 0,
-            dir,
-        };
-        farm.platform("/usr/bin:/bin");
-        Some(farm)
-    }
-
-    fn platform(&mut self, path: &str) {
-        let env = BTreeMap::from([("PATH".to_owned(), path.to_owned())]);
-        // Shared, because what it remembers of the machine is the same for all tests.
-        let memos =
-            std::env::temp_dir().join(format!("steading-fingerprints-{}", nix::unistd::geteuid()));
-        self.platform = Arc::new(Platform::new(memos, env));
-    }
-
-    async fn run(&mut self, step: &Step) -> Done {
-        self.try_run(step).await.unwrap()
-    }
-
-    /// Every run has a workspace of its own.
-    async fn try_run(&mut self, step: &Step) -> Result<Done, CachedError> {
-        self.runs += 1;
-        let workspace = self.dir.path().join(format!("w{}", self.runs));
-        fs::create_dir(&workspace).unwrap();
-        for (path, content) in &step.files {
-            let file = workspace.join(path);
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(&file, content).unwrap();
-            let mode = if step.executable.contains(&path.as_str()) { 0o755 } else { 0o644 };
-            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-        }
-        let scratch = self.dir.path().join("scratch");
-        let context = Context {
-            blobs: &self.blobs,
-            actions: &self.actions,
-            claims: None,
-            supervisor: &mut self.supervisor,
-            platform: &self.platform,
-            program: &self.program,
-            scratch: &scratch,
-            agent: "test",
-        };
-        let request = Request {
-            spec: &step.spec,
-            script: &step.script,
-            shell: &step.shell,
-            env: &step.env,
-            path_prefix: &[],
-            working_directory: &step.working_directory,
-            workspace: &workspace,
-            owner: None,
-            secrets: &step.secrets,
-            scope: "test",
-            timeout: None,
-        };
-        let mut log = Vec::new();
-        let ran = run(context, request, &mut log, &self.cancel).await?;
-        assert!(!scratch.exists(), "nothing is left behind");
-        Ok(Done { ran, log: String::from_utf8(log).unwrap(), workspace })
-    }
-
-    fn lose_blob(&self, content: &[u8]) {
-        let name = blake3::hash(content).to_hex().to_string();
-        let mut open = vec![self.dir.path().join("cas")];
-        let mut lost = 0;
-        while let Some(dir) = open.pop() {
-            for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-                if entry.path().is_dir() {
-                    open.push(entry.path());
-                } else if entry.file_name().to_string_lossy().starts_with(&name) {
-                    fs::remove_file(entry.path()).unwrap();
-                    lost += 1;
-                }
-            }
-        }
-        assert!(lost > 0);
-    }
-}
-
-/// Every file of a folder with mode and content.
-fn tree(dir: &Path) -> BTreeMap<String, (u32, String)> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![dir.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
-            let path = entry.path();
-            if path.is_dir() {
-                open.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(dir).unwrap().display().to_string();
-            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-            found.insert(name, (mode, fs::read_to_string(&path).unwrap()));
-        }
-    }
-    found
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Temporary folders are private; what tests put there as tools must be reachable.
-fn open(dir: &Path) {
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
 }
