@@ -36,20 +36,7 @@ use crate::{
 ///
 /// With the line, what it should have done and what it did.
 pub fn check(story: &str) {
-    let mut stage = Stage::default();
-    for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let (action, expected) = match line.split_once("->") {
-            Some((action, expected)) => (action.trim(), Some(squeeze(expected))),
-            None => (line, None),
-        };
-        let (time, rest) = action.split_once(char::is_whitespace).unwrap_or((action, ""));
-        let now = Timestamp::from_ms(1_000_000).plus_ms(duration_ms(time));
-        let answer = stage.play(now, rest.trim());
-        match expected {
-            Some(expected) => assert_eq!(answer, expected, "in line `{line}`"),
-            None => assert!(!answer.starts_with('!'), "`{line}` was refused: {answer}"),
-        }
-    }
+    Stage::default().tell(story);
 }
 
 /// A state with a follower and an image, which must keep up with it.
@@ -62,6 +49,27 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Plays a story on top of what was played before.
+    ///
+    /// # Panics
+    ///
+    /// As [`check`].
+    pub fn tell(&mut self, story: &str) {
+        for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (action, expected) = match line.split_once("->") {
+                Some((action, expected)) => (action.trim(), Some(squeeze(expected))),
+                None => (line, None),
+            };
+            let (time, rest) = action.split_once(char::is_whitespace).unwrap_or((action, ""));
+            let now = Timestamp::from_ms(1_000_000).plus_ms(duration_ms(time));
+            let answer = self.play(now, rest.trim());
+            match expected {
+                Some(expected) => assert_eq!(answer, expected, "in line `{line}`"),
+                None => assert!(!answer.starts_with('!'), "`{line}` was refused: {answer}"),
+            }
+        }
+    }
+
     /// Applies a proposal and checks what must hold after any.
     ///
     /// # Errors

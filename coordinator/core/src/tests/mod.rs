@@ -6,4 +6,5 @@ mod image;
 mod leases;
 mod placement;
 mod properties;
+mod reads;
 mod runs;
