@@ -1,1 +1,3 @@
 //! Conformance, cluster, crash and simulation tests: what needs more than one crate. Nothing imports this.
+
+pub mod replica_kit;

@@ -48,8 +48,8 @@ impl Dice {
 /// What goes wrong besides power.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
-    /// Every sync says yes and does nothing: the disk that lies, or the code that forgot.
-    pub ignore_syncs: bool,
+    /// Every fdatasync says yes and does nothing: the disk that lies, or the code that forgot.
+    pub ignore_data_syncs: bool,
     /// The disk holds this many bytes.
     pub capacity: Option<u64>,
     /// The n-th sync from now fails, and loses what it should have written.
@@ -78,6 +78,7 @@ struct Disk {
     /// Raised by a power cut and by a kill: handles of earlier lives are dead.
     life: u64,
     operations: u64,
+    failures: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -167,6 +168,11 @@ impl SimFs {
     /// Operations so far that changed something.
     pub fn operations(&self) -> u64 {
         self.disk().operations
+    }
+
+    /// Faults so far that somebody was told of: failed syncs, writes to a full disk.
+    pub fn failures(&self) -> u64 {
+        self.disk().failures
     }
 
     /// Whether the power is off.
@@ -367,9 +373,6 @@ impl Vfs for SimFs {
         if disk.burn()? {
             return Err(power_is_off());
         }
-        if disk.faults.ignore_syncs {
-            return Ok(());
-        }
         let changes = std::mem::take(&mut disk.name_changes);
         for change in changes {
             if change.dir() == Some(dir) {
@@ -420,6 +423,7 @@ impl VfsFile for SimFile {
             let size = disk.inodes.entry(inode).or_default().bytes.len() as u64;
             let grown = (offset + bytes.len() as u64).saturating_sub(size);
             if disk.faults.capacity.is_some_and(|capacity| disk.used() + grown > capacity) {
+                disk.failures += 1;
                 return Err(io::ErrorKind::StorageFull.into());
             }
             disk.inodes.entry(inode).or_default().write(offset as usize, bytes);
@@ -428,17 +432,22 @@ impl VfsFile for SimFile {
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
+        if self.with(|disk, _| Ok(disk.faults.ignore_data_syncs))? {
+            return Ok(());
+        }
+        self.sync_all()
+    }
+
+    fn sync_all(&mut self) -> io::Result<()> {
         self.with(|disk, inode| {
             if disk.burn()? {
                 return Err(power_is_off());
-            }
-            if disk.faults.ignore_syncs {
-                return Ok(());
             }
             let inode = disk.inodes.entry(inode).or_default();
             match &mut disk.faults.fail_sync_in {
                 Some(0) => {
                     disk.faults.fail_sync_in = None;
+                    disk.failures += 1;
                     // The pages stay readable and are clean, as Linux leaves them.
                     inode.dirty.clear();
                     return Err(io::Error::other("input/output error"));
@@ -449,9 +458,5 @@ impl VfsFile for SimFile {
             inode.sync();
             Ok(())
         })
-    }
-
-    fn sync_all(&mut self) -> io::Result<()> {
-        self.sync_data()
     }
 }
