@@ -1,5 +1,6 @@
 //! Whatever is wrong with what a person wrote: exit code 2, the place, a way out,
 //! and never a panic.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod support;
 
@@ -10,16 +11,16 @@ fn a_bad_pipeline_is_refused_with_its_place() {
     let steps = "    runs-on: ubuntu-latest\n    steps:\n      - run: true\n";
     let jobs = |jobs: &str| format!("on: push\njobs:\n{jobs}");
     check(
-        &jobs(&format!("  a:\n    needs: b\n{steps}  b:\n    needs: a\n{steps}")),
+        jobs(&format!("  a:\n    needs: b\n{steps}  b:\n    needs: a\n{steps}")),
         &["error: p.yml:4:12:", "a → b → a", "hint: "],
     );
-    check(&jobs(&format!("  a:\n    need: b\n{steps}")), &["error: p.yml:4:5:", "hint: "]);
-    check(&jobs(&format!("  a:\n    if: 1 <\n{steps}")), &["error: p.yml:4:", "if: 1 <"]);
+    check(jobs(&format!("  a:\n    need: b\n{steps}")), &["error: p.yml:4:5:", "hint: "]);
+    check(jobs(&format!("  a:\n    if: 1 <\n{steps}")), &["error: p.yml:4:", "if: 1 <"]);
     check(
-        &jobs(&format!("  a:\n    services: {{}}\n{steps}")),
+        jobs(&format!("  a:\n    services: {{}}\n{steps}")),
         &["p.yml:4:5:", "not supported yet"],
     );
-    check(&jobs("  a:\n    steps: []\n"), &["error: p.yml:4:5:", "runs-on", "hint: "]);
+    check(jobs("  a:\n    steps: []\n"), &["error: p.yml:4:5:", "runs-on", "hint: "]);
     check("on: push\njobs:\n  a: [\n", &["error: p.yml:"]);
     check("", &["error: p.yml"]);
     check("\t", &["error: p.yml:1:"]);

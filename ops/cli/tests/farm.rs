@@ -1,4 +1,5 @@
 //! `stead coordinator`, `stead agent` and `stead submit` as processes of their own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! `stead run` as a person meets it, on temporary copies of the examples.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod support;
 
