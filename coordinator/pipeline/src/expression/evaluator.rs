@@ -8,7 +8,7 @@ use super::error::ExpressionError;
 use super::function::{self, Function};
 use super::number;
 use super::parser::{Comparison, Expr};
-use super::value::{Array, Value, fold_char};
+use super::value::{Array, Value, fold_case};
 use super::{Contexts, World};
 
 /// Bytes that the results of one evaluation may take at once. Counted as .NET
@@ -198,14 +198,7 @@ fn order(left: &Value, right: &Value) -> Option<Ordering> {
 
 /// By UTF-16 units in upper case, as .NET's `OrdinalIgnoreCase`.
 fn order_text(left: &str, right: &str) -> Ordering {
-    fn units(text: &str) -> impl Iterator<Item = u16> {
-        text.chars().map(fold_char).flat_map(|c| {
-            let mut buffer = [0; 2];
-            let units = c.encode_utf16(&mut buffer).to_vec();
-            units
-        })
-    }
-    units(left).cmp(units(right))
+    fold_case(left).encode_utf16().cmp(fold_case(right).encode_utf16())
 }
 
 /// About what a value takes, bytes. Members of contexts are shared and count only once, here as nothing.

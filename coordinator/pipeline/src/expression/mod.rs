@@ -232,3 +232,6 @@ pub fn condition(
     };
     value().map_err(|error: ExpressionError| error.within(source, start))
 }
+
+#[cfg(test)]
+mod tests;

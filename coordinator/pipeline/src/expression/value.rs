@@ -94,7 +94,7 @@ pub(crate) fn fold_case(text: &str) -> String {
 
 /// The upper case of a character where that is one character, and not ASCII for
 /// what is not.
-pub(crate) fn fold_char(c: char) -> char {
+fn fold_char(c: char) -> char {
     if c.is_ascii() {
         return c.to_ascii_uppercase();
     }

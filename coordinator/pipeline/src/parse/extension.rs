@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use steading_model::Resources;
 
 use super::job::ParsedJob;
-use super::reader::{Fields, Reader, list};
+use super::names::list;
+use super::reader::{Fields, Reader};
 use super::step;
 use super::yaml::{Kind, Node};
 use crate::expression::{Value, fold_case};

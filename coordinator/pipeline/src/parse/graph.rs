@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::reader::{Reader, did_you_mean, list};
+use super::names::{did_you_mean, list};
+use super::reader::Reader;
 use super::yaml::Place;
 use crate::expression::fold_case;
 use crate::pipeline::Job;

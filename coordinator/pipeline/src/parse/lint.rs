@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::reader::{Reader, Reference};
+use super::reader::Reader;
+use super::reference::Reference;
 use super::yaml::Place;
 
 /// What anyone who can open a pull request or an issue chooses freely. A `*`

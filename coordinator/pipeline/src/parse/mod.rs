@@ -5,7 +5,9 @@ mod extension;
 mod graph;
 mod job;
 mod lint;
+mod names;
 mod reader;
+mod reference;
 mod step;
 mod trigger;
 mod yaml;
@@ -41,13 +43,15 @@ pub fn parse(
     overlay: Option<&[u8]>,
 ) -> Result<Parsed, Vec<Diagnostic>> {
     let text = decode(file, pipeline)?;
-    let root = tree(file, text)?;
+    let root = tree(file, text)?.ok_or_else(|| {
+        let start = Place { line: 1, column: 1 };
+        vec![diagnostic(file, start, "the file is empty".to_owned(), None, false)]
+    })?;
     let mut reader = Reader::new(file, text);
     let (mut parsed, mut jobs, secrets) = workflow(&mut reader, &root);
     if let Some(overlay) = overlay {
         let text = decode(OVERLAY_FILE, overlay)?;
-        if !text.trim().is_empty() {
-            let root = tree(OVERLAY_FILE, text)?;
+        if let Some(root) = tree(OVERLAY_FILE, text)? {
             let mut overlay = Reader::new(OVERLAY_FILE, text);
             extension::apply_overlay(&mut overlay, &root, file, &mut parsed, &mut jobs);
             reader.errors.append(&mut overlay.errors);
@@ -92,7 +96,7 @@ fn decode<'a>(file: &str, bytes: &'a [u8]) -> Result<&'a str, Vec<Diagnostic>> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-fn tree(file: &str, text: &str) -> Result<Node, Vec<Diagnostic>> {
+fn tree(file: &str, text: &str) -> Result<Option<Node>, Vec<Diagnostic>> {
     yaml::read(text).map_err(|error| {
         let hint = error.hint.map(str::to_owned);
         vec![diagnostic(file, error.place, error.message, hint, false)]
@@ -161,3 +165,6 @@ fn jobs(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Vec<ParsedJob> {
     }
     entries.iter().filter_map(|(key, value)| job::read(reader, key, value)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,15 @@
 //! What every part of the parser needs: diagnostics, fields of mappings, texts
 //! whose expressions are checked.
 
-use std::collections::BTreeSet;
-
 use crate::Diagnostic;
-use crate::expression::parser::{self, Expr, Scope};
+use crate::expression::parser::{self, Scope};
 use crate::expression::template::{self, ConditionText, Piece};
-use crate::expression::{ErrorKind, ExpressionError, Value, fold_case};
+use crate::expression::{ErrorKind, ExpressionError, Value};
 use crate::job::Text;
 
 use super::allowed::Allowed;
+use super::names::{did_you_mean, list};
+use super::reference::{Reference, collect_references};
 use super::yaml::{Kind, Node, Place};
 
 /// Most errors that are told. What GitHub tells.
@@ -17,14 +17,6 @@ const ERRORS_MAX: usize = 10;
 
 /// Longest message, characters. What GitHub tells.
 const MESSAGE_MAX: usize = 500;
-
-/// A context and the properties behind it, as an expression names them:
-/// `github.event.head_commit.message`. `*` stands for a filter or a computed index.
-#[derive(Clone, Debug)]
-pub(super) struct Reference {
-    pub(super) path: Vec<String>,
-    pub(super) place: Place,
-}
 
 /// Collects what is wrong with a file while it is read.
 #[derive(Debug)]
@@ -413,111 +405,4 @@ pub(super) fn diagnostic(
     }
     let Place { line, column } = place;
     Diagnostic { file: file.to_owned(), line, column, message, hint, warning }
-}
-
-/// `a`, `b` and `c`.
-pub(super) fn list<'s>(names: impl Iterator<Item = &'s str>) -> String {
-    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
-    match names.split_last() {
-        None => "nothing".to_owned(),
-        Some((last, [])) => last.clone(),
-        Some((last, first)) => format!("{} and {last}", first.join(", ")),
-    }
-}
-
-/// The name among `known` that was probably meant.
-pub(super) fn did_you_mean<S: AsRef<str>>(name: &str, known: &[S]) -> Option<String> {
-    let wanted = fold_case(name);
-    let (distance, best) = known
-        .iter()
-        .map(|known| (distance(&wanted, &fold_case(known.as_ref())), known.as_ref()))
-        .min()?;
-    (distance <= 1 + name.chars().count() / 4).then(|| format!("did you mean `{best}`?"))
-}
-
-/// Letters to insert, delete, replace or swap with the next to get from one to the other.
-fn distance(from: &str, to: &str) -> usize {
-    /// Longer names are not compared: the cost grows with the product.
-    const LENGTH_MAX: usize = 64;
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    if from.len() > LENGTH_MAX || to.len() > LENGTH_MAX {
-        return usize::MAX;
-    }
-    let mut rows: Vec<Vec<usize>> = vec![(0..=to.len()).collect()];
-    for i in 1..=from.len() {
-        let mut row = vec![i];
-        for j in 1..=to.len() {
-            let changed = usize::from(from[i - 1] != to[j - 1]);
-            let mut cost =
-                (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + changed);
-            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                cost = cost.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(cost);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
-}
-
-/// The references of a tree, with their positions: the longest of each chain.
-fn collect_references(tree: &Expr, found: &mut Vec<(Vec<String>, usize)>) {
-    collect(tree, false, found);
-}
-
-fn collect(tree: &Expr, within_longer: bool, found: &mut Vec<(Vec<String>, usize)>) {
-    let reference = reference(tree);
-    let is_reference = reference.is_some();
-    if !within_longer {
-        found.extend(reference);
-    }
-    match tree {
-        Expr::Literal(_) | Expr::Context { .. } => (),
-        Expr::Index { of, index } => {
-            collect(of, is_reference, found);
-            collect(index, false, found);
-        }
-        Expr::Filter { of } => collect(of, is_reference, found),
-        Expr::Not(of) => collect(of, false, found),
-        Expr::Compare { left, right, .. } => {
-            collect(left, false, found);
-            collect(right, false, found);
-        }
-        Expr::All(nodes) | Expr::Any(nodes) | Expr::Call { arguments: nodes, .. } => {
-            nodes.iter().for_each(|node| collect(node, false, found));
-        }
-    }
-}
-
-fn reference(tree: &Expr) -> Option<(Vec<String>, usize)> {
-    match tree {
-        Expr::Context { name, position } => Some((vec![name.to_ascii_lowercase()], *position)),
-        Expr::Index { of, index } => {
-            let (mut path, position) = reference(of)?;
-            path.push(match &**index {
-                Expr::Literal(Value::String(name)) => name.to_string(),
-                _ => "*".to_owned(),
-            });
-            Some((path, position))
-        }
-        Expr::Filter { of } => {
-            let (mut path, position) = reference(of)?;
-            path.push("*".to_owned());
-            Some((path, position))
-        }
-        _ => None,
-    }
-}
-
-/// Names that differ only in case are one.
-#[derive(Debug, Default)]
-pub(super) struct Names {
-    seen: BTreeSet<String>,
-}
-
-impl Names {
-    /// Whether the name is new.
-    pub(super) fn insert(&mut self, name: &str) -> bool {
-        self.seen.insert(fold_case(name))
-    }
 }

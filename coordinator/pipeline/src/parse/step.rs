@@ -6,7 +6,8 @@ use steading_model::limits::STEPS_PER_JOB_MAX;
 
 use super::allowed;
 use super::lint;
-use super::reader::{Fields, Names, Reader};
+use super::names::Names;
+use super::reader::{Fields, Reader};
 use super::yaml::{Node, Place};
 use crate::expression::{fold_case, is_word};
 use crate::job::{EnvLayer, StepKind, StepSpec};

@@ -1,7 +1,8 @@
 //! `on:`: events, their filters, the inputs of manual and called runs.
 
 use super::allowed;
-use super::reader::{Fields, Names, Reader, did_you_mean, list};
+use super::names::{Names, did_you_mean, list};
+use super::reader::{Fields, Reader};
 use super::yaml::{Kind, Node};
 use crate::expression::Value;
 use crate::expression::template::has_expression;

@@ -80,12 +80,12 @@ impl Node {
     }
 }
 
-/// Reads one document.
+/// Reads one document; `None` where there is nothing but comments.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong, and where.
-pub(super) fn read(text: &str) -> Result<Node, YamlError> {
+pub(super) fn read(text: &str) -> Result<Option<Node>, YamlError> {
     let mut builder = Builder::default();
     // The scanner ends the last line of a block even where the file does not.
     let open_end = if text.ends_with('\n') { usize::MAX } else { text.chars().count() };
@@ -103,7 +103,7 @@ pub(super) fn read(text: &str) -> Result<Node, YamlError> {
         }
         builder.event(event, span)?;
     }
-    builder.root.ok_or_else(|| fail(Place { line: 1, column: 1 }, "the file is empty"))
+    Ok(builder.root)
 }
 
 fn place(marker: &Marker) -> Place {

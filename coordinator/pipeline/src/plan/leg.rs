@@ -129,8 +129,7 @@ impl<'a> Planner<'a> {
             None => None,
         };
         let minutes = minutes.unwrap_or(TIMEOUT_MINUTES).min(TIMEOUT_MINUTES_MAX);
-        // Also true for NaN.
-        if !(minutes > 0.0) {
+        if minutes <= 0.0 {
             let at = job.timeout_minutes.clone().unwrap_or_default();
             let place = place(self.file(), &at);
             return Err(format!("{place}: `timeout-minutes` is {minutes}, want more than 0"));

@@ -1,0 +1,530 @@
+//! What the parser says of good, bad and strange pipelines.
+
+use proptest::prelude::*;
+
+use super::parse;
+use crate::job::{CacheSpec, StepSpec};
+use crate::pipeline::{InputKind, Pipeline};
+
+const STEPS: &str = "    steps: [{run: x}]\n";
+
+#[test]
+fn every_mistake_has_a_position_and_a_hint() {
+    for (text, wanted) in [
+        ("", "ci.yml:1:1: the file is empty"),
+        ("on: push\n", "ci.yml:1:1: `jobs` is missing"),
+        ("on: push\njobs: {}\n", "ci.yml:2:7: `jobs` has no job"),
+        ("[]", "ci.yml:1:1: a pipeline is a sequence, want a mapping"),
+        (
+            "on: {push: [}",
+            "ci.yml:1:13: this is not YAML: while parsing a node, did not find expected node content",
+        ),
+        (
+            "on: push\njob:\n  a: 1\njobs: {a: {runs-on: x, steps: []}}",
+            "ci.yml:2:1: unknown key `job` in a pipeline (did you mean `jobs`?)",
+        ),
+        (
+            "on: psuh\njobs: {a: {runs-on: x, steps: []}}",
+            "ci.yml:1:5: unknown event `psuh` (did you mean `push`?)",
+        ),
+        (
+            "on: {pull_request: {types: [open]}}\njobs: {a: {runs-on: x, steps: []}}",
+            "ci.yml:1:28: `pull_request` has no activity type `open` (did you mean `opened`?)",
+        ),
+        (
+            "on: {schedule: [{cron: '* * *'}]}\njobs: {a: {runs-on: x, steps: []}}",
+            "ci.yml:1:24: `* * *` is no cron pattern (want five fields: minute, hour, day of month, month, day of week)",
+        ),
+        (
+            "name: ${{ github.ref }}\non: push\njobs: {a: {runs-on: x, steps: []}}",
+            "ci.yml:1:7: an expression is not allowed here (write the value itself)",
+        ),
+        (
+            "on: push\non: push\njobs: {}",
+            "ci.yml:2:1: `on` is already defined in this mapping (a key may stand once, in whatever case)",
+        ),
+        (
+            "on: push\njobs: {}\n---\nmore: 1",
+            "ci.yml:3:1: a second document begins here, only one is allowed",
+        ),
+        (
+            "on: !!set push\njobs: {}",
+            "ci.yml:1:5: the tag `tag:yaml.org,2002:set` is not supported (leave it away, or quote the value)",
+        ),
+    ] {
+        check(text, wanted);
+    }
+}
+
+#[test]
+fn every_mistake_in_a_job_has_a_position_and_a_hint() {
+    for (job, wanted) in [
+        (
+            "    steps: [{run: x}]\n",
+            "ci.yml:4:5: `runs-on` is missing in this job (as in `runs-on: ubuntu-latest`)",
+        ),
+        ("    runs-on: []\n    steps: [{run: x}]\n", "ci.yml:4:14: `runs-on` names no label"),
+        (
+            "    runs-on: x\n    step: []\n",
+            "ci.yml:5:5: unknown key `step` in a job (did you mean `steps`?)",
+        ),
+        (
+            "    runs-on: x\n    steps: {run: x}\n",
+            "ci.yml:5:12: `steps` is a mapping, want a sequence",
+        ),
+        (
+            "    runs-on: x\n    steps: [{name: x}]\n",
+            "ci.yml:5:13: a step has neither `run` nor `uses`",
+        ),
+        (
+            "    runs-on: x\n    steps: [{run: x, uses: actions/checkout@v4}]\n",
+            "ci.yml:5:22: a step has both `run` and `uses` (make two steps of it)",
+        ),
+        (
+            "    runs-on: x\n    steps: [{run: x, with: {a: b}}]\n",
+            "ci.yml:5:22: `with` does not go with `run`",
+        ),
+        (
+            "    runs-on: x\n    steps: [{run: x, shell: fish}]\n",
+            "ci.yml:5:29: unknown shell `fish` (want `bash`, `sh`, `python`, `pwsh`, or a command with `{0}` for the script's file)",
+        ),
+        (
+            "    runs-on: x\n    steps: [{uses: checkout}]\n",
+            "ci.yml:5:20: `checkout` names no action (want `{org}/{repo}[/path]@ref`, as in `actions/checkout@v4`)",
+        ),
+        (
+            "    runs-on: x\n    steps: [{id: a, run: x}, {id: A, run: x}]\n",
+            "ci.yml:5:35: the step id `A` is already used in this job (ids differ in more than case)",
+        ),
+        (
+            "    runs-on: x\n    steps: [{id: __a, run: x}]\n",
+            "ci.yml:5:18: the id `__a` starts with `__` (such ids are for those that the farm makes up)",
+        ),
+        (
+            "    runs-on: x\n    timeout-minutes: soon\n    steps: []\n",
+            "ci.yml:5:22: `timeout-minutes` is a string, want a number or an expression",
+        ),
+        (
+            "    runs-on: x\n    continue-on-error: 'yes'\n    steps: []\n",
+            "ci.yml:5:24: `continue-on-error` is a string, want `true`, `false` or an expression",
+        ),
+        (
+            "    runs-on: x\n    strategy: {matrix: {os: []}}\n    steps: []\n",
+            "ci.yml:5:29: the matrix vector `os` has no values",
+        ),
+        (
+            "    runs-on: x\n    permissions: {contents: all}\n    steps: []\n",
+            "ci.yml:5:29: `contents` is `all` (want `read`, `write` and `none`)",
+        ),
+        (
+            "    runs-on: x\n    needs: b\n    steps: []\n",
+            "ci.yml:5:12: job `a` needs `b`, which is no job (the jobs are `a`)",
+        ),
+    ] {
+        check(&format!("on: push\njobs:\n  a:\n{job}"), wanted);
+    }
+}
+
+#[test]
+fn bad_expressions_are_pointed_at() {
+    let job = |rest: &str| format!("on: push\njobs:\n  a:\n    runs-on: x\n{rest}");
+    for (rest, wanted) in [
+        (
+            "    if: github.ref = 1\n    steps: []\n",
+            "ci.yml:5:20: bad expression: Unexpected symbol: '='",
+        ),
+        (
+            "    if: ${{ matrix.os }}\n    steps: []\n",
+            "ci.yml:5:13: bad expression: Unrecognized named-value: 'matrix' (here an expression may use `github`, `inputs`, `vars` and `needs`)",
+        ),
+        (
+            "    steps: [{run: x, if: secrets.a}]\n",
+            "ci.yml:5:26: bad expression: Unrecognized named-value: 'secrets' (here an expression may use `github`, `inputs`, `vars`, `needs`, `strategy`, `matrix`, `steps`, `job`, `runner` and `env`)",
+        ),
+        (
+            "    steps: [{run: x, if: \"success('a')\"}]\n",
+            "ci.yml:5:27: bad expression: Too many parameters supplied: 'success'",
+        ),
+        (
+            "    steps:\n      - run: |\n          first\n          echo ${{ foo.bar }}\n",
+            "ci.yml:8:20: bad expression: Unrecognized named-value: 'foo' (here an expression may use `github`, `inputs`, `vars`, `needs`, `strategy`, `matrix`, `secrets`, `steps`, `job`, `runner` and `env`)",
+        ),
+        (
+            "    steps: [{run: 'a ${{ github.sha'}]\n",
+            "ci.yml:5:22: bad expression: the expression is not closed: `${{` without `}}`",
+        ),
+        (
+            "    steps: [{run: 'a ${{ }}'}]\n",
+            "ci.yml:5:22: bad expression: an expression was expected between `${{` and `}}`",
+        ),
+        (
+            "    steps: [{run: '${{ \"a\" }}'}]\n",
+            "ci.yml:5:24: bad expression: Unexpected symbol: '\"a\"' (strings in expressions stand in single quotes)",
+        ),
+        (
+            "    name: ${{ hashFiles('a') }}\n    steps: []\n",
+            "ci.yml:5:15: bad expression: Unrecognized function: 'hashFiles'",
+        ),
+    ] {
+        check(&job(rest), wanted);
+    }
+}
+
+#[test]
+fn a_circle_of_needs_is_named() {
+    check(
+        &format!(
+            "on: push\njobs:\n  a:\n    needs: c\n    runs-on: x\n{STEPS}  b:\n    needs: [A]\n    runs-on: x\n{STEPS}  c:\n    needs: b\n    runs-on: x\n{STEPS}"
+        ),
+        "ci.yml:4:12: the jobs need each other in a circle: a → c → b → a (take one of these `needs` away)",
+    );
+}
+
+#[test]
+fn what_is_known_but_not_built_is_refused_by_name() {
+    for key in [
+        "container: x",
+        "services: {}",
+        "environment: prod",
+        "snapshot: x",
+        "cancel-timeout-minutes: 1",
+    ] {
+        let name = key.split(':').next().unwrap();
+        let text = format!("on: push\njobs:\n  a:\n    runs-on: x\n    {key}\n{STEPS}");
+        check(&text, &format!("ci.yml:5:5: `{name}` is not supported yet"));
+    }
+    for (step, what) in [
+        ("{run: x, background: true}", "5:22: `background`"),
+        ("{wait: x}", "5:14: `wait`"),
+        ("{uses: ./x}", "5:20: an action of the repository itself (`./…`)"),
+        ("{uses: 'docker://alpine'}", "5:20: a `docker://` action"),
+        ("{uses: actions/setup-node@v4}", "5:20: action `actions/setup-node`"),
+        ("{run: x, x-steading: {retry: 2}}", "5:35: `retry`"),
+        ("{run: x, x-steading: {cache: {inputs: [], mounts: []}}}", "5:55: `mounts`"),
+        ("{run: x, shell: cmd}", "5:29: shell `cmd`"),
+    ] {
+        let text = format!("on: push\njobs:\n  a:\n    runs-on: x\n    steps: [{step}]\n");
+        check(&text, &format!("ci.yml:{what} is not supported yet"));
+    }
+    check(
+        "on: push\njobs:\n  a: {uses: ./.github/workflows/b.yml}\n  c: {needs: a, runs-on: x, steps: []}\n",
+        "ci.yml:3:7: a job that `uses` a reusable workflow is not supported yet",
+    );
+    check(
+        &format!("on: push\nconcurrency: deploy\njobs:\n  a:\n    runs-on: x\n{STEPS}"),
+        "ci.yml:2:14: `concurrency` without `cancel-in-progress: true` is not supported yet (runs of the group would not wait for each other)",
+    );
+}
+
+#[test]
+fn ten_errors_are_told_and_the_rest_counted() {
+    let text = format!(
+        "on: push\n{}jobs: {{a: {{runs-on: x, steps: []}}}}\n",
+        (0..15).map(|n| format!("k{n}: 1\n")).collect::<String>()
+    );
+    let errors = parse("ci.yml", text.as_bytes(), None).unwrap_err();
+    assert_eq!(errors.len(), 11);
+    assert_eq!(errors[0].line, 2);
+    assert_eq!(errors[10].to_string(), "ci.yml: and 5 more errors");
+}
+
+#[test]
+fn files_that_are_no_text_or_too_large_are_refused() {
+    let text = b"on: push\nname: \xc3\xa4\xff\n";
+    let errors = parse("ci.yml", text, None).unwrap_err();
+    assert_eq!(errors[0].to_string(), "ci.yml:2:8: this is not UTF-8 (save the file as UTF-8)");
+    let errors = parse("ci.yml", &vec![b'#'; 2 << 20], None).unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "ci.yml: the file has 2097152 bytes, at most 1048576 are allowed"
+    );
+}
+
+#[test]
+fn yaml_bombs_are_refused_in_time() {
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for n in 1..30 {
+        let alias = format!("*a{}", n - 1);
+        laughs.push_str(&format!("a{n}: &a{n} [{}]\n", vec![alias; 10].join(", ")));
+    }
+    let message = &parse("ci.yml", laughs.as_bytes(), None).unwrap_err()[0].message;
+    assert!(message.starts_with("too large"), "{message}");
+    let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(500_000), vec!["*a"; 100].join(", "));
+    let message = &parse("ci.yml", long.as_bytes(), None).unwrap_err()[0].message;
+    assert!(message.starts_with("too large"), "{message}");
+    for open in ["[", "{a: ", "- "] {
+        let deep = open.repeat(100_000);
+        assert!(parse("ci.yml", deep.as_bytes(), None).is_err());
+    }
+    let deep = format!("{}x{}", "[".repeat(51), "]".repeat(51));
+    check(&deep, "ci.yml:1:51: nested deeper than 50 levels");
+    check(
+        "a: &a [*a]",
+        "ci.yml:1:8: the alias stands inside what it names (an alias can only repeat what ends before it)",
+    );
+}
+
+#[test]
+fn aliases_repeat_values() {
+    let text = "on: push\njobs:\n  a: &a\n    runs-on: x\n    steps: [{run: one}]\n  b: *a\n";
+    let pipeline = good(text);
+    assert_eq!(pipeline.jobs[0].steps, pipeline.jobs[1].steps);
+}
+
+#[test]
+fn scalars_are_read_as_the_core_schema_says() {
+    let text = "on: push\nenv: {A: 3.10, B: 0o14, C: 12_345, D: yes, E: True, F: ~, G: '1.0', H: 0x1F, I: 1e3, J: .5}\njobs: {a: {runs-on: x, steps: []}}\n";
+    let env = good(text).env;
+    let values: Vec<&str> = env.iter().map(|(_, text)| text.value.as_str()).collect();
+    assert_eq!(values, ["3.1", "12", "12_345", "yes", "true", "", "1.0", "31", "1000", "0.5"]);
+}
+
+#[test]
+fn triggers_and_inputs_are_kept() {
+    let text = "on:
+  push: {branches: [main, '!x'], paths: src/**}
+  workflow_dispatch:
+    inputs:
+      level: {type: choice, options: [a, b], default: a, required: true}
+      dry: {type: boolean, default: true}
+      count: {type: number, default: 3}
+      plain:
+jobs: {a: {runs-on: x, steps: []}}
+";
+    let pipeline = good(text);
+    assert!(pipeline.listens_to("push") && !pipeline.listens_to("pull_request"));
+    assert_eq!(pipeline.on[0].filters[1].patterns, ["src/**"]);
+    let inputs = pipeline.inputs("workflow_dispatch");
+    assert_eq!(inputs[0].kind, InputKind::Choice);
+    assert!(inputs[0].required);
+    let defaults: Vec<_> = inputs.iter().map(|input| input.default.clone()).collect();
+    assert_eq!(defaults, [Some("a".into()), Some(true.into()), Some(3.into()), None]);
+    check(
+        "on: {workflow_dispatch: {inputs: {a: {type: choice, options: [x], default: y}}}}\njobs: {a: {runs-on: x, steps: []}}",
+        "ci.yml:1:76: the default is `y`, want one of `x`",
+    );
+}
+
+#[test]
+fn caches_are_read_in_both_forms() {
+    let step = |cache: &str| {
+        let text = format!(
+            "on: push\njobs:\n  a:\n    runs-on: x\n    steps:\n      - run: x\n        x-steading: {{cache: {cache}}}\n"
+        );
+        good(&text).jobs[0].steps[0].cache.clone()
+    };
+    assert_eq!(step("true"), Some(CacheSpec { whole: true, ..CacheSpec::default() }));
+    assert_eq!(step("false"), None);
+    assert_eq!(
+        step(
+            "{inputs: [a], outputs: ['b', '?c'], env: GITHUB_SHA, tools: [/opt/x], network: {max-age: 7d}, strict: true}"
+        ),
+        Some(CacheSpec {
+            whole: false,
+            inputs: vec!["a".into()],
+            outputs: vec!["b".into(), "?c".into()],
+            env: vec!["GITHUB_SHA".into()],
+            tools: vec!["/opt/x".into()],
+            secrets: vec![],
+            network_max_age_s: Some(7 * 86_400),
+            strict: true,
+        })
+    );
+    assert_eq!(step("{network: true}").unwrap().network_max_age_s, Some(86_400));
+}
+
+#[test]
+fn mistakes_in_a_cache_are_told() {
+    for (step, wanted) in [
+        (
+            "{run: x, x-steading: {cache: {output: [a]}}}",
+            "ci.yml:5:43: unknown key `output` in `cache` (did you mean `outputs`?)",
+        ),
+        (
+            "{run: x, x-steading: {cache: {outputs: [a]}}}",
+            "ci.yml:5:42: `cache` has `outputs`, but no `inputs` (`inputs: []` for a step that reads nothing, `inputs: ['**']` for one that reads all)",
+        ),
+        (
+            "{run: x, x-steading: {cache: {inputs: [../a]}}}",
+            "ci.yml:5:51: the pattern `../a` in `inputs` leaves the workspace (want a path relative to the workspace)",
+        ),
+        (
+            "{run: x, x-steading: {cache: {tools: [gcc]}}}",
+            "ci.yml:5:50: the tool `gcc` is no absolute path",
+        ),
+        (
+            "{run: x, x-steading: {cache: {network: {max-age: 7}}}}",
+            "ci.yml:5:62: `max-age` is a time: `30m`, `24h` or `7d`",
+        ),
+        (
+            "{uses: actions/checkout@v4, x-steading: {cache: true}}",
+            "ci.yml:5:13: `cache` belongs to a step with `run`, this one `uses` an action",
+        ),
+        (
+            "{run: 'echo ${{ secrets.TOKEN }}', x-steading: {cache: true}}",
+            "ci.yml:5:13: this cached step sees `TOKEN` (name the secrets in `cache.secrets`, or keep them out of its `env`)",
+        ),
+    ] {
+        check(&format!("on: push\njobs:\n  a:\n    runs-on: x\n    steps: [{step}]\n"), wanted);
+    }
+    let named = "on: push\njobs:\n  a:\n    runs-on: x\n    env: {T: '${{ secrets.TOKEN }}'}\n    steps: [{run: x, x-steading: {cache: {secrets: [token]}}}]\n";
+    good(named);
+}
+
+#[test]
+fn the_overlay_says_what_github_has_no_key_for() {
+    let text = "on: push
+jobs:
+  a:
+    runs-on: x
+    steps:
+      - {id: one, run: x}
+      - {name: two words, run: x}
+      - {name: same, run: x}
+      - {name: same, run: x}
+";
+    let apply = |overlay: &str| {
+        parse("/src/.github/workflows/ci.yml", text.as_bytes(), Some(overlay.as_bytes()))
+    };
+    let parsed = apply(
+        ".github/workflows/ci.yml:
+  jobs: {A: {priority: 3, steps: {ONE: {cache: true}, two words: {cache: {inputs: [a]}}}}}
+other.yml: {jobs: {zzz: {}}}
+",
+    );
+    let job = &parsed.unwrap().pipeline.jobs[0];
+    let cached = |step: &StepSpec| step.cache.is_some();
+    assert_eq!(job.steps.iter().map(cached).collect::<Vec<_>>(), [true, true, false, false]);
+    assert_eq!(job.priority, Some(3));
+    for (section, wanted) in [
+        ("jobs: {b: {}}", "2:16: the overlay's job `b` is not in the pipeline"),
+        (
+            "jobs: {a: {steps: {x: {cache: true}}}}",
+            "2:28: no step of job `a` has the id or name `x`",
+        ),
+        (
+            "jobs: {a: {steps: {same: {cache: true}}}}",
+            "2:28: several steps of job `a` are named `same` (give one an `id`; they are on lines 8, 9)",
+        ),
+        (
+            "jobs: {a: {steps: {one: {run: x}}}}",
+            "2:34: unknown key `run` in `x-steading` (`x-steading` knows `cache`)",
+        ),
+    ] {
+        let errors = apply(&format!("ci.yml:\n        {section}\n")).unwrap_err();
+        assert_eq!(errors[0].to_string(), format!(".steading/overlay.yml:{wanted}"));
+    }
+    apply("").unwrap();
+    apply("# nothing yet\n").unwrap();
+}
+
+#[test]
+fn dubious_things_are_warned_of() {
+    for (job, wanted) in [
+        (
+            "    steps: [{run: 'echo ${{ github.event.issue.title }}'}]\n",
+            "ci.yml:5:29: warning: `github.event.issue.title` is written by strangers, and becomes part of this script (put it into `env` and use the variable: `env: {TEXT: ${{ github.event.issue.title }}}`)",
+        ),
+        (
+            "    steps: [{run: \"echo ${{ join(github.event.commits.*.message) }}\"}]\n",
+            "ci.yml:5:34: warning: `github.event.commits.*.message` is written by strangers, and becomes part of this script (put it into `env` and use the variable: `env: {TEXT: ${{ github.event.commits.*.message }}}`)",
+        ),
+        (
+            "    steps: [{run: x, if: '${{ github.ref }} == 1'}]\n",
+            "ci.yml:5:26: warning: `if` mixes text with `${{ }}`: that is a string, and so always true (put the whole condition inside one `${{ }}`, or use none)",
+        ),
+        (
+            "    steps: [{run: x, if: needs.b.result}]\n",
+            "ci.yml:5:26: warning: `needs.b` is always empty: the job does not need `b` (add it to `needs`, which has nothing)",
+        ),
+        (
+            "    steps: [{run: x, if: steps.b.outcome}]\n",
+            "ci.yml:5:26: warning: `steps.b` is always empty: no step has the id `b` (give the step that is meant an `id`)",
+        ),
+        (
+            "    concurrency: {group: x, cancel-in-progress: true}\n    steps: []\n",
+            "ci.yml:5:18: warning: `concurrency` has no effect yet: an older run of the group is not cancelled (nothing that this run gives depends on it)",
+        ),
+    ] {
+        let text = format!("on: push\njobs:\n  a:\n    runs-on: x\n{job}");
+        let warnings = parse("ci.yml", text.as_bytes(), None).unwrap().warnings;
+        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(warnings, [wanted]);
+    }
+    let safe = "on: push\njobs:\n  a:\n    runs-on: x\n    steps: [{run: x, env: {T: '${{ github.head_ref }}'}}]\n";
+    assert_eq!(parse("ci.yml", safe.as_bytes(), None).unwrap().warnings, []);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        drop(parse("ci.yml", &bytes, Some(&bytes)));
+    }
+
+    #[test]
+    fn no_damaged_pipeline_makes_the_parser_panic(
+        cuts in prop::collection::vec((0..WHOLE.len(), 0..20_usize, "[a-z:{}\\[\\]$'\"&*!|>\\- \n]{0,4}"), 1..6),
+    ) {
+        let mut text = WHOLE.to_owned();
+        for (at, length, instead) in cuts {
+            let from = at.min(text.len());
+            let to = (from + length).min(text.len());
+            text.replace_range(from..to, &instead);
+        }
+        drop(parse("ci.yml", text.as_bytes(), None));
+    }
+}
+
+/// A bit of everything. ASCII, so that it can be cut anywhere.
+const WHOLE: &str = "name: all
+on:
+  push: {branches: [main]}
+  workflow_dispatch: {inputs: {a: {type: boolean, default: true}}}
+  schedule: [{cron: '1 2 * * *'}]
+env: {A: '${{ github.ref }}'}
+defaults: {run: {shell: bash}}
+permissions: {contents: read}
+x-steading: {priority: 3}
+jobs:
+  one: &one
+    runs-on: [self-hosted, '${{ matrix.os }}']
+    strategy: {fail-fast: false, max-parallel: 2, matrix: {os: [a, b], include: [{os: c, x: 1}]}}
+    outputs: {o: '${{ steps.s.outputs.o }}'}
+    timeout-minutes: 5
+    steps:
+      - uses: actions/checkout@v4
+        with: {fetch-depth: 0}
+      - id: s
+        if: ${{ always() && !cancelled() }}
+        run: |
+          echo ${{ matrix.os }}
+          echo done
+        x-steading: {cache: {inputs: [src/**], outputs: [out], network: {max-age: 1h}}}
+  two: *one
+  three:
+    needs: [one, two]
+    if: contains(needs.*.result, 'failure')
+    runs-on: {group: g, labels: [x]}
+    steps: [{run: x, env: {B: 'x ${{ env.A }} y'}}]
+";
+
+#[test]
+fn the_whole_pipeline_is_good() {
+    good(WHOLE);
+}
+
+/// Wants exactly one error.
+fn check(text: &str, wanted: &str) {
+    match parse("ci.yml", text.as_bytes(), None) {
+        Ok(_) => panic!("accepted, want: {wanted}\n{text}"),
+        Err(errors) => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            assert_eq!(errors, [wanted], "\n{text}");
+        }
+    }
+}
+
+fn good(text: &str) -> Pipeline {
+    let errors = |errors: Vec<crate::Diagnostic>| -> Pipeline { panic!("{}\n{text}", errors[0]) };
+    parse("ci.yml", text.as_bytes(), None).map_or_else(errors, |parsed| parsed.pipeline)
+}
