@@ -34,9 +34,10 @@ pub(crate) struct Memo {
 }
 
 impl Memo {
-    /// Reads the memory; an empty one if there is none.
-    pub(crate) fn load(path: &Path) -> Self {
-        let settled = SystemTime::now()
+    /// Reads the memory; an empty one if there is none. `now` is a time before any of
+    /// the files is looked at.
+    pub(crate) fn load(path: &Path, now: SystemTime) -> Self {
+        let settled = now
             .checked_sub(YOUNG)
             .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
             .map_or(0, |since| since.as_nanos() as i64);
@@ -61,10 +62,14 @@ impl Memo {
             return;
         }
         self.changed = true;
+        let settled = |file: &Wanted| {
+            file.stamp.mtime_ns.max(file.stamp.ctime_ns) < self.settled_ns
+                || self.get(&file.path, &file.stamp).is_some()
+        };
         self.rows = files
             .iter()
             .zip(digests)
-            .filter(|(file, _)| file.stamp.mtime_ns.max(file.stamp.ctime_ns) < self.settled_ns)
+            .filter(|(file, _)| settled(file))
             .map(|(file, digest)| (file.path.clone(), (file.stamp, *digest)))
             .collect();
     }

@@ -11,6 +11,7 @@ mod plain;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::sys::stat::SFlag;
 
@@ -116,6 +117,18 @@ pub fn snapshot_excluding(
     memo: &Path,
     exclude: &[&Path],
 ) -> Result<Source, SourceError> {
+    snapshot_at(SystemTime::now(), store, dir, memo, exclude)
+}
+
+/// `now`: a time before any file is looked at.
+fn snapshot_at(
+    now: SystemTime,
+    store: &Store,
+    dir: &Path,
+    memo: &Path,
+    exclude: &[&Path],
+) -> Result<Source, SourceError> {
+    let mut memory = Memo::load(memo, now);
     let dir_error = |source| SourceError::Dir { path: dir.to_owned(), source };
     let dir = &dir.canonicalize().map_err(dir_error)?;
     let (mut listing, state) = match git::list(dir)? {
@@ -131,7 +144,8 @@ pub fn snapshot_excluding(
     listing.retain(|path, _| !hidden.iter().any(|hidden| is_below(path, hidden)));
 
     let (folder, wanted) = look(dir, &listing)?;
-    let (summary, rehashed) = take(store, dir, memo, folder, &wanted)?;
+    let (summary, rehashed) = take(store, dir, &mut memory, folder, &wanted)?;
+    memory.save(memo);
     let TreeSummary { root, files, bytes } = summary;
     let State { dirty, head, git_ref } = state;
     Ok(Source { root, files, bytes, rehashed, dirty, head, git_ref })
@@ -223,7 +237,7 @@ impl Parents {
 fn take(
     store: &Store,
     dir: &Path,
-    memo_path: &Path,
+    memory: &mut Memo,
     mut folder: Folder,
     wanted: &[Wanted],
 ) -> Result<(TreeSummary, u32), SourceError> {
@@ -232,7 +246,6 @@ fn take(
         path: dir.to_owned(),
         source: source.into(),
     })?;
-    let mut memo = Memo::load(memo_path);
     let pointer = std::sync::Mutex::new(None);
     let inspect = |path: &str, bytes: &[u8]| {
         if bytes.len() <= LFS_POINTER_BYTES_MAX && bytes.starts_with(LFS_POINTER) {
@@ -242,13 +255,12 @@ fn take(
         }
         Ok(())
     };
-    let stored = store_wanted(store, &root, dir, wanted, Some(&mut memo), &inspect);
+    let stored = store_wanted(store, &root, dir, wanted, Some(memory), &inspect);
     let pointer = pointer.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let stored = match (stored, pointer) {
         (Err(_), Some(path)) => return Err(SourceError::Lfs { path }),
         (stored, _) => stored?,
     };
-    memo.save(memo_path);
     for (wanted, digest) in wanted.iter().zip(&stored.digests) {
         let executable = wanted.mode & 0o100 != 0;
         let file = FileEntry { digest: *digest, executable, mode: None };

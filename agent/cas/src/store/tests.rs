@@ -210,7 +210,7 @@ fn a_durable_batch_of_any_size_is_there_afterwards() {
     let options = StoreOptions { bytes_max: u64::MAX, durable: true };
     let store = Store::open(dir.path(), options).unwrap();
     // One file at a time, and one sync for all; twice the same blob in one batch.
-    for count in [1_u16, 7, 8, 2000] {
+    for count in [1_u16, 7, 8, 300] {
         let mut blobs: Vec<Vec<u8>> =
             (0..count).map(|n| format!("{count}/{n}").into_bytes()).collect();
         blobs.push(blobs[0].clone());

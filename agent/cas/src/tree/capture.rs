@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag};
@@ -130,6 +131,7 @@ pub fn capture(
     dir: &Path,
     options: &CaptureOptions<'_>,
 ) -> Result<Capture, TreeError> {
+    let started = SystemTime::now();
     let root = sys::open_root(dir).map_err(|source| io_error("open", dir, source))?;
     let mut walk = Walk {
         dir,
@@ -141,7 +143,7 @@ pub fn capture(
     let mut folder = walk.folder(&root, &mut String::new(), 0)?.unwrap_or_default();
     let Walk { wanted, used, .. } = walk;
 
-    let mut memo = options.memo.map(Memo::load);
+    let mut memo = options.memo.map(|path| Memo::load(path, started));
     let stored = store_wanted(store, &root, dir, &wanted, memo.as_mut(), &|_, _| Ok(()))?;
     if let (Some(memo), Some(path)) = (memo, options.memo) {
         memo.save(path);
