@@ -71,14 +71,6 @@ pub(super) fn key(
     check_working_directory(request.working_directory)?;
     let secrets = named_secrets(request)?;
     refuse_secrets(request)?;
-    let words = words(request.script, request.workspace, request.working_directory);
-    let tools = platform.tools(&ToolQuery {
-        words: &words,
-        tools: &request.spec.tools,
-        path: request.env.get("PATH").map(String::as_str),
-        prefix: request.path_prefix,
-        workspace: request.workspace,
-    })?;
     let (outputs, optional) = output_patterns(request)?;
     let captured = tree::capture(
         store,
@@ -89,6 +81,15 @@ pub(super) fn key(
             memo: None,
         },
     )?;
+    let words =
+        words(request.script, request.workspace, request.working_directory, &captured.folder);
+    let tools = platform.tools(&ToolQuery {
+        words: &words,
+        tools: &request.spec.tools,
+        path: request.env.get("PATH").map(String::as_str),
+        prefix: request.path_prefix,
+        workspace: request.workspace,
+    })?;
     let env = environment(request, &tools);
     let script_name = script_name(request.shell);
 

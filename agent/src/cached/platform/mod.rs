@@ -104,6 +104,8 @@ pub struct Platform {
     /// The environment of whom the tools belong to.
     env: BTreeMap<String, String>,
     believed: Mutex<HashMap<Root, (Instant, Hash)>>,
+    /// Held while tools are read: who comes second finds the memos of who came first.
+    reading: Mutex<()>,
 }
 
 /// What one step asks.
@@ -142,7 +144,7 @@ impl Toolset {
 impl Platform {
     /// `dir` keeps the memos; `env` is the environment whose PATH and homes count.
     pub fn new(dir: PathBuf, env: BTreeMap<String, String>) -> Self {
-        Self { dir, env, believed: Mutex::new(HashMap::new()) }
+        Self { dir, env, believed: Mutex::new(HashMap::new()), reading: Mutex::new(()) }
     }
 
     /// The environment of whom the tools belong to.
@@ -247,6 +249,10 @@ impl Platform {
             roots.iter().map(|root| believed.get(root).and_then(fresh)).collect()
         };
         let open: Vec<usize> = (0..roots.len()).filter(|&index| known[index].is_none()).collect();
+        if open.is_empty() {
+            return Ok(known.into_iter().flatten().collect());
+        }
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let next = std::sync::atomic::AtomicUsize::new(0);
         let work = || {
             let mut done = Vec::new();

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use steading_cas::tree::{Entry, Folder};
+
 /// Files that are looked into for one step.
 const FILES_MAX: usize = 64;
 
@@ -22,10 +24,15 @@ const IMPLIED: [(&str, &[&str]); 7] = [
     ("cmake", &["CMakeLists.txt"]),
 ];
 
-/// All words that the script says, and that the files say that it names, and the files
-/// that those name. Only decides what a step gets to see, so being wrong costs a clear
+/// All words that the script says, and that the declared inputs say that it names, and
+/// those that they name. Only decides what a step gets to see, so being wrong costs a clear
 /// "not found", never a wrong result.
-pub(crate) fn words(script: &str, workspace: &Path, working_directory: &str) -> BTreeSet<String> {
+pub(crate) fn words(
+    script: &str,
+    workspace: &Path,
+    working_directory: &str,
+    inputs: &Folder,
+) -> BTreeSet<String> {
     let mut words = BTreeSet::new();
     let mut read = BTreeSet::new();
     let mut open = vec![script.to_owned()];
@@ -43,9 +50,11 @@ pub(crate) fn words(script: &str, workspace: &Path, working_directory: &str) -> 
         }
         for file in files {
             if read.len() < FILES_MAX
-                && is_inside(file)
-                && let Some(text) = text_of(workspace, working_directory, file)
-                && read.insert(file.to_owned())
+                && let Some(path) = path_of(working_directory, file)
+                // What is not declared must not change the key.
+                && matches!(inputs.get(&path), Some(Entry::File(_)))
+                && read.insert(path.clone())
+                && let Some(text) = text_of(&workspace.join(&path))
             {
                 open.push(text);
             }
@@ -54,13 +63,19 @@ pub(crate) fn words(script: &str, workspace: &Path, working_directory: &str) -> 
     words
 }
 
-fn is_inside(file: &str) -> bool {
-    !file.is_empty() && !file.starts_with('/') && !file.split('/').any(|part| part == "..")
+/// Where in the workspace a file is that is named in this folder.
+fn path_of(working_directory: &str, file: &str) -> Option<String> {
+    if file.starts_with('/') {
+        return None;
+    }
+    let parts = working_directory.split('/').chain(file.split('/'));
+    let parts: Vec<&str> = parts.filter(|part| !matches!(*part, "" | ".")).collect();
+    let inside = !parts.is_empty() && !parts.contains(&"..");
+    inside.then(|| parts.join("/"))
 }
 
-fn text_of(workspace: &Path, working_directory: &str, file: &str) -> Option<String> {
-    let path = workspace.join(working_directory).join(file);
-    let file = File::open(&path).ok()?;
+fn text_of(path: &Path) -> Option<String> {
+    let file = File::open(path).ok()?;
     let about = file.metadata().ok()?;
     if !about.is_file() || about.len() > FILE_BYTES_MAX {
         return None;
@@ -75,24 +90,48 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use steading_cas::tree::FileEntry;
+    use steading_model::Digest;
 
     #[test]
-    fn a_step_says_what_its_files_say() {
+    fn a_step_says_what_its_inputs_say() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("Makefile"), "all:\n\t./tools/gen.sh > x\n").unwrap();
-        fs::create_dir(dir.path().join("tools")).unwrap();
-        fs::write(dir.path().join("tools/gen.sh"), "#!/usr/bin/env python3\n").unwrap();
-        let found = words("make -j2 && cargo +nightly build", dir.path(), "");
+        let inputs = inputs(
+            dir.path(),
+            &[("Makefile", "all:\n\t./tools/gen.sh > x\n"), ("tools/gen.sh", "env python3\n")],
+        );
+        fs::write(dir.path().join("notes"), "pip").unwrap();
+        let found = words("make -j2 && cargo +nightly build notes", dir.path(), "", &inputs);
         for word in ["make", "cargo", "nightly", "build", "python3", "gen.sh"] {
             assert!(found.contains(word), "{word} of {found:?}");
         }
-        assert!(!found.contains("pip"));
+        assert!(!found.contains("pip"), "what is not declared says nothing");
+    }
+
+    #[test]
+    fn files_are_found_from_the_working_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let inputs = inputs(dir.path(), &[("sub/run", "cargo"), ("run", "npm")]);
+        let found = words("./run", dir.path(), "sub", &inputs);
+        assert!(found.contains("cargo") && !found.contains("npm"), "{found:?}");
     }
 
     #[test]
     fn files_outside_and_loops_are_no_trouble() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a"), "./a /etc/passwd ../x").unwrap();
-        assert!(words("./a", dir.path(), "").contains("passwd"));
+        let inputs = inputs(dir.path(), &[("a", "./a /etc/passwd ../x")]);
+        assert!(words("./a", dir.path(), "", &inputs).contains("passwd"));
+    }
+
+    fn inputs(dir: &Path, files: &[(&str, &str)]) -> Folder {
+        let mut inputs = Folder::default();
+        for (path, text) in files {
+            fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
+            fs::write(dir.join(path), text).unwrap();
+            let digest = Digest { hash: [0; 32], size: 0 };
+            let entry = Entry::File(FileEntry::with_mode(digest, 0o644));
+            inputs.insert(path, entry).unwrap();
+        }
+        inputs
     }
 }
