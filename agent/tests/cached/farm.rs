@@ -5,9 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use steading_agent::cached::platform::Platform;
 use steading_agent::cached::{CachedError, Claims, Context, Ran, Request, run};
+use steading_agent::process::OutputSink;
 use steading_agent::supervisor::Supervisor;
 use steading_cas::client::Actions;
 use steading_cas::{ActionCache, Blobs, Store, StoreOptions};
@@ -86,6 +88,9 @@ pub(crate) struct Farm {
     pub(crate) platform: Arc<Platform>,
     pub(crate) program: Vec<String>,
     pub(crate) cancel: CancellationToken,
+    /// The step is cancelled when its log says this.
+    pub(crate) cancel_on: Option<&'static str>,
+    pub(crate) timeout: Option<Duration>,
     pub(crate) claims: Option<Claims>,
     pub(crate) _peers: JoinSet<()>,
     pub(crate) runs: u32,
@@ -113,6 +118,8 @@ impl Farm {
             platform: Arc::new(Platform::new(PathBuf::new(), BTreeMap::new())),
             program,
             cancel: CancellationToken::new(),
+            cancel_on: None,
+            timeout: None,
             claims: None,
             _peers: JoinSet::new(),
             runs: 0,
@@ -124,8 +131,7 @@ impl Farm {
 
     pub(crate) fn platform(&mut self, path: &str) {
         // Shared, because what it remembers of the machine is the same for all tests.
-        let memos =
-            std::env::temp_dir().join(format!("steading-fingerprints-{}", nix::unistd::geteuid()));
+        let memos = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fingerprints");
         self.platform = Arc::new(Platform::new(memos, path_env(path)));
     }
 
@@ -186,12 +192,13 @@ impl Farm {
             owner: None,
             secrets: &step.secrets,
             scope: "test",
-            timeout: None,
+            timeout: self.timeout,
         };
-        let mut log = Vec::new();
+        let mut log =
+            Log { bytes: Vec::new(), cancel_on: self.cancel_on, cancel: self.cancel.clone() };
         let ran = run(context, request, &mut log, &self.cancel).await?;
         assert!(!scratch.exists(), "nothing is left behind");
-        Ok(Done { ran, log: String::from_utf8(log).unwrap(), workspace })
+        Ok(Done { ran, log: String::from_utf8(log.bytes).unwrap(), workspace })
     }
 
     pub(crate) fn lose_blob(&self, content: &[u8]) {
@@ -209,6 +216,22 @@ impl Farm {
             }
         }
         assert!(lost > 0);
+    }
+}
+
+struct Log {
+    bytes: Vec<u8>,
+    cancel_on: Option<&'static str>,
+    cancel: CancellationToken,
+}
+
+impl OutputSink for Log {
+    fn write(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        let said = |word: &str| String::from_utf8_lossy(&self.bytes).contains(word);
+        if self.cancel_on.is_some_and(said) {
+            self.cancel.cancel();
+        }
     }
 }
 

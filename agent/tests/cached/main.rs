@@ -8,6 +8,7 @@ mod farm;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use steading_agent::cached::platform::Platform;
 use steading_agent::cached::{CachedError, Isolation};
@@ -260,6 +261,28 @@ async fn a_cancelled_step_leaves_nothing() {
     assert!(done.ran.exit.cancelled);
     farm.cancel = CancellationToken::new();
     assert!(!farm.run(&Step::new(">out.txt")).await.ran.cached);
+}
+
+#[tokio::test]
+async fn cancelling_reaches_the_command_in_its_sandbox() {
+    let Some(mut farm) = Farm::new().await else { return };
+    farm.cancel_on = Some("up");
+    let mut coordinator = farm.coordinator(vec![Decision::Build(Default::default())]);
+    let step =
+        Step::new("trap 'echo tidied; exit 0' TERM; echo up; while :; do sleep 60 & wait; done");
+    let done = farm.run(&step).await;
+    assert!(done.ran.exit.cancelled, "{done:?}");
+    assert_eq!(done.log, "up\ntidied\n");
+    assert_eq!(coordinator.resolved().await, "abandoned");
+}
+
+#[tokio::test]
+async fn a_step_whose_time_is_over_ends_with_all_that_it_started() {
+    let Some(mut farm) = Farm::new().await else { return };
+    farm.timeout = Some(Duration::from_millis(300));
+    let done = farm.run(&Step::new("echo up; (sleep 600 &) ; sleep 600")).await;
+    assert!(done.ran.exit.timed_out && !done.ran.succeeded(), "{done:?}");
+    assert_eq!(done.log, "up\n");
 }
 
 #[tokio::test]
