@@ -25,9 +25,6 @@ pub struct Config {
     /// The blobs' bound, bytes. Least recently used go first.
     #[serde(default = "store_bytes_max_default")]
     pub store_bytes_max: u64,
-    /// Finished runs that are kept, with their logs.
-    #[serde(default = "finished_runs_max_default")]
-    pub finished_runs_max: usize,
     /// Clients put source trees straight into this process' store, so that a
     /// submission's tree need not be walked to know that it is complete.
     #[serde(default)]
@@ -42,10 +39,6 @@ const fn store_bytes_max_default() -> u64 {
     50 << 30
 }
 
-const fn finished_runs_max_default() -> usize {
-    steading_model::limits::FINISHED_RUNS_MAX
-}
-
 impl Config {
     /// The defaults, for this data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
@@ -53,7 +46,6 @@ impl Config {
             data_dir: data_dir.into(),
             segment_bytes: segment_bytes_default(),
             store_bytes_max: store_bytes_max_default(),
-            finished_runs_max: finished_runs_max_default(),
             sources_are_local: false,
         }
     }
@@ -82,9 +74,7 @@ impl Config {
             bail!("`data_dir` is empty, want a directory");
         }
         within("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)?;
-        within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)?;
-        let runs_max = steading_model::limits::FINISHED_RUNS_MAX as u64;
-        within("finished_runs_max", self.finished_runs_max as u64, 1, runs_max)
+        within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)
     }
 }
 
@@ -108,8 +98,8 @@ mod tests {
             "`segment_bytes` is 1, want 4194304 to 1073741824",
         );
         check(
-            r#"{"data_dir": "/d", "finished_runs_max": 0}"#,
-            "`finished_runs_max` is 0, want 1 to 10000",
+            r#"{"data_dir": "/d", "store_bytes_max": 0}"#,
+            "`store_bytes_max` is 0, want 67108864 to",
         );
         check(r#"{"data_dir": "/d", "segments": 1}"#, "unknown field `segments`");
     }

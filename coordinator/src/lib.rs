@@ -1,14 +1,29 @@
 //! The coordinator: services over the replicated core, and the tasks that do what
 //! the core asks for. `server` is the one place where the parts meet.
 
+mod api;
 mod auth;
+mod blocking;
+mod cache;
+mod claims;
 mod config;
+mod dispatcher;
+mod documents;
+mod effects;
+mod expiry;
+mod github;
 mod leases;
 mod logs;
+mod offers;
+mod planner;
 mod progress;
 pub mod replica;
+mod retention;
+mod run_watch;
 mod secrets;
 mod server;
+mod sessions;
+mod submission;
 
 pub use config::Config;
 pub use secrets::SecretsError;

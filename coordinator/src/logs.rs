@@ -172,6 +172,19 @@ impl Logs {
         Ok(())
     }
 
+    /// Whether anything of the attempt is in memory: written or followed since the start.
+    pub(crate) fn is_open(&self, work: Work) -> bool {
+        lock(&self.open).contains_key(&work)
+    }
+
+    /// The lease was lost: forgets the attempt and wakes its followers. What was not
+    /// synced is nobody's result.
+    pub(crate) fn close(&self, work: Work) {
+        if let Some(attempt) = lock(&self.open).remove(&work) {
+            attempt.appended.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Removes the logs of a run that was retired.
     pub(crate) fn remove_run(&self, run: RunId) -> io::Result<()> {
         match std::fs::remove_dir_all(self.run_dir(run)) {

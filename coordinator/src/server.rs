@@ -1,20 +1,45 @@
 //! Where the parts meet.
 
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use steading_cas::{Store, StoreOptions};
+use steading_cas::{ActionCache, Store, StoreOptions};
+use steading_proto::v1::agents_server::AgentsServer;
+use steading_proto::v1::pipelines_server::PipelinesServer;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router};
 
+use crate::api::agents::AgentsService;
+use crate::api::pipelines::PipelinesService;
+use crate::claims::Claims;
 use crate::config::Config;
+use crate::dispatcher::Dispatcher;
+use crate::documents::Documents;
+use crate::effects::Effects;
+use crate::leases::Leases;
+use crate::logs::Logs;
+use crate::planner::Planner;
+use crate::progress::Progress;
+use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread};
+use crate::run_watch::RunWatch;
+use crate::secrets::Sealer;
+use crate::sessions::Sessions;
+use crate::{expiry, retention};
 
 /// How long connections may take to end once their listener has stopped.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long tasks may take to end: they wait for one proposal at most.
+const STOP: Duration = Duration::from_secs(10);
+/// Largest message that a client may send, bytes: a submission with all its parts at
+/// their bounds, or a batch of blobs.
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// What a client may send ahead on one stream, bytes: at 2 GB/s that is the way of
 /// a loopback round trip.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -24,8 +49,42 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// One coordinator: its replica, its store, its tasks.
 #[derive(Debug)]
 pub struct Coordinator {
-    store: Store,
+    parts: Parts,
+    thread: Option<ReplicaThread>,
+    /// Background tasks, which run as long as the coordinator does.
+    tasks: TaskTracker,
+    /// Ends the background tasks.
     stop: CancellationToken,
+    /// Tasks behind streams; they end with their listener.
+    streams: TaskTracker,
+    /// Ends all listeners and their streams.
+    stop_serving: CancellationToken,
+    failure: Arc<Failure>,
+    /// One coordinator a directory.
+    _lock: DirLock,
+}
+
+/// What more than one service or task uses.
+#[derive(Clone, Debug)]
+struct Parts {
+    replica: Replica,
+    documents: Arc<Documents>,
+    actions: ActionCache,
+    logs: Arc<Logs>,
+    sessions: Arc<Sessions>,
+    leases: Arc<Leases>,
+    claims: Arc<Claims>,
+    progress: Arc<Progress>,
+    watch: Arc<RunWatch>,
+    sources_are_local: bool,
+}
+
+/// Why a background task ended by itself. A coordinator that has lost one looks healthy
+/// and strands work, so that the first to end ends all.
+#[derive(Debug, Default)]
+struct Failure {
+    first: Mutex<Option<anyhow::Error>>,
+    happened: CancellationToken,
 }
 
 impl Coordinator {
@@ -37,16 +96,31 @@ impl Coordinator {
     /// in it cannot be trusted.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.validate()?;
-        let dir = &config.data_dir;
-        std::fs::create_dir_all(dir).with_context(|| format!("make `{}`", dir.display()))?;
-        let options = StoreOptions { bytes_max: config.store_bytes_max, durable: true };
-        let store = Store::open(&dir.join("cas"), options).context("open the store")?;
-        Ok(Self { store, stop: CancellationToken::new() })
+        let opened = tokio::task::spawn_blocking(move || open(&config)).await;
+        let Opened { parts, thread, notices, lock } =
+            opened.context("open the data directory")??;
+        let coordinator = Self {
+            parts,
+            thread: Some(thread),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            streams: TaskTracker::new(),
+            stop_serving: CancellationToken::new(),
+            failure: Arc::default(),
+            _lock: lock,
+        };
+        coordinator.start_tasks(notices);
+        Ok(coordinator)
     }
 
     /// The store, for an agent in the same process.
     pub fn store(&self) -> Store {
-        self.store.clone()
+        self.parts.documents.store().clone()
+    }
+
+    /// The action cache, for an agent in the same process.
+    pub fn actions(&self) -> ActionCache {
+        self.parts.actions.clone()
     }
 
     /// Serves everything on these connections until `shutdown` resolves or the
@@ -54,7 +128,7 @@ impl Coordinator {
     ///
     /// # Errors
     ///
-    /// The listener failed.
+    /// The listener failed, or a part of the coordinator did.
     pub async fn serve<I, IO, E>(
         &self,
         incoming: I,
@@ -66,25 +140,37 @@ impl Coordinator {
         IO::ConnectInfo: Clone + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let router = self.router()?;
-        let ended = CancellationToken::new();
+        // A connection ends when its streams do, so that they hear of the end first.
+        let stop = self.stop_serving.child_token();
+        let router = self.router(&stop)?;
         let signal = async {
             tokio::select! {
                 () = shutdown => (),
-                () = self.stop.cancelled() => (),
+                () = stop.cancelled() => (),
+                () = self.failure.happened.cancelled() => (),
             }
-            ended.cancel();
+            stop.cancel();
         };
-        let serving = router.serve_with_incoming_shutdown(incoming, signal);
         let overdue = async {
-            ended.cancelled().await;
+            stop.cancelled().await;
             tokio::time::sleep(DRAIN).await;
         };
         tokio::select! {
-            served = serving => served.context("serve connections"),
+            served = router.serve_with_incoming_shutdown(incoming, signal) => {
+                served.context("serve connections")?;
+            }
             // A client that never closes must not keep the process.
-            () = overdue => Ok(()),
+            () = overdue => (),
         }
+        match self.failure.happened.is_cancelled() {
+            true => Err(self.failure.take()),
+            false => Ok(()),
+        }
+    }
+
+    /// Resolves when a part of the coordinator has failed, after which it serves no more.
+    pub async fn failed(&self) {
+        self.failure.happened.cancelled().await;
     }
 
     /// Stops: listeners, sessions, dispatcher, replica, stores, in this order.
@@ -92,22 +178,165 @@ impl Coordinator {
     /// # Errors
     ///
     /// Something had failed before, or did not stop in time.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop_serving.cancel();
+        self.streams.close();
+        let streams = tokio::time::timeout(STOP, self.streams.wait()).await;
         self.stop.cancel();
-        Ok(())
+        self.tasks.close();
+        let tasks = tokio::time::timeout(STOP, self.tasks.wait()).await;
+        self.parts.replica.stop();
+        if let Some(thread) = self.thread.take() {
+            tokio::task::spawn_blocking(|| thread.join())
+                .await
+                .context("stop the replica")?
+                .context("the replica failed")?;
+        }
+        if self.failure.happened.is_cancelled() {
+            return Err(self.failure.take());
+        }
+        streams.context("streams did not end in time")?;
+        tasks.context("background tasks did not end in time")
     }
 
-    fn router(&self) -> anyhow::Result<Router> {
+    fn start_tasks(&self, notices: mpsc::Receiver<Notice>) {
+        let parts = &self.parts;
+        let stop = || self.stop.clone();
+        let run_finished = Arc::new(Notify::new());
+        let dispatcher =
+            Arc::new(Dispatcher::new(parts.replica.clone(), Arc::clone(&parts.sessions)));
+        let planner = Arc::new(Planner::new(parts.replica.clone(), Arc::clone(&parts.documents)));
+        let effects = Effects {
+            replica: parts.replica.clone(),
+            sessions: Arc::clone(&parts.sessions),
+            leases: Arc::clone(&parts.leases),
+            claims: Arc::clone(&parts.claims),
+            progress: Arc::clone(&parts.progress),
+            watch: Arc::clone(&parts.watch),
+            logs: Arc::clone(&parts.logs),
+            dispatcher: Arc::clone(&dispatcher),
+            planner: Arc::clone(&planner),
+            run_finished: Arc::clone(&run_finished),
+        };
+        self.task("effects", effects.run(notices, stop()));
+        self.task("dispatcher", dispatcher.run(stop()));
+        self.task("planner", planner.run(stop()));
+        let leases = Arc::clone(&parts.leases);
+        self.task("expiry", expiry::run(parts.replica.clone(), leases, stop()));
+        let logs = Arc::clone(&parts.logs);
+        self.task("retention", retention::run(parts.replica.clone(), logs, run_finished, stop()));
+    }
+
+    fn task(
+        &self,
+        name: &'static str,
+        run: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let (stop, failure) = (self.stop.clone(), Arc::clone(&self.failure));
+        self.tasks.spawn(async move {
+            let ended = run.await;
+            if !stop.is_cancelled() {
+                let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("it ended by itself"));
+                let error = error.context(format!("background task `{name}`"));
+                tracing::error!(error = format!("{error:#}"), "the coordinator cannot go on");
+                failure.report(error);
+            }
+        });
+    }
+
+    fn router(&self, stop: &CancellationToken) -> anyhow::Result<Router> {
+        let parts = &self.parts;
+        let pipelines = PipelinesService {
+            replica: parts.replica.clone(),
+            documents: Arc::clone(&parts.documents),
+            logs: Arc::clone(&parts.logs),
+            progress: Arc::clone(&parts.progress),
+            watch: Arc::clone(&parts.watch),
+            sources_are_local: parts.sources_are_local,
+            tasks: self.streams.clone(),
+            stop: stop.clone(),
+        };
+        let agents = AgentsService {
+            replica: parts.replica.clone(),
+            documents: Arc::clone(&parts.documents),
+            logs: Arc::clone(&parts.logs),
+            sessions: Arc::clone(&parts.sessions),
+            leases: Arc::clone(&parts.leases),
+            claims: Arc::clone(&parts.claims),
+            progress: Arc::clone(&parts.progress),
+            watch: Arc::clone(&parts.watch),
+            tasks: self.streams.clone(),
+            stop: stop.clone(),
+        };
+        let cache = steading_cas::server::services(self.store(), self.actions());
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(steading_proto::FILE_DESCRIPTOR_SET)
             .build_v1()
             .context("build the reflection service")?;
+        let pipelines =
+            PipelinesServer::new(pipelines).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let agents = AgentsServer::new(agents).max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Server::builder()
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .add_service(pipelines)
+            .add_service(agents)
+            .add_service(cache.cas)
+            .add_service(cache.streams)
+            .add_service(cache.actions)
+            .add_service(cache.capabilities)
             .add_service(health)
             .add_service(reflection))
+    }
+}
+
+struct Opened {
+    parts: Parts,
+    thread: ReplicaThread,
+    notices: mpsc::Receiver<Notice>,
+    lock: DirLock,
+}
+
+/// Blocks.
+fn open(config: &Config) -> anyhow::Result<Opened> {
+    let dir = &config.data_dir;
+    let lock = DirLock::take(dir).context("lock the data directory")?;
+    let options = StoreOptions { bytes_max: config.store_bytes_max, durable: true };
+    let store = Store::open(&dir.join("cas"), options).context("open the store")?;
+    let actions = ActionCache::open(&store).context("open the action cache")?;
+    let sealer = Sealer::open(&dir.join("seal.key")).context("open the key for secrets")?;
+    let logs = Logs::open(&dir.join("logs")).context("open the logs")?;
+    let options =
+        Options { segment_bytes: config.segment_bytes, ..Options::server(dir.join("replica")) };
+    let (replica, thread, notices) = Replica::start(options).context("start the replica")?;
+    let parts = Parts {
+        replica,
+        documents: Arc::new(Documents::new(store, sealer)),
+        actions,
+        logs: Arc::new(logs),
+        sessions: Arc::default(),
+        leases: Arc::default(),
+        claims: Arc::default(),
+        progress: Arc::default(),
+        watch: Arc::default(),
+        sources_are_local: config.sources_are_local,
+    };
+    Ok(Opened { parts, thread, notices, lock })
+}
+
+impl Failure {
+    fn report(&self, error: anyhow::Error) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(error);
+        drop(first);
+        self.happened.cancel();
+    }
+
+    /// The first failure, for the first who asks.
+    fn take(&self) -> anyhow::Error {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| anyhow::anyhow!("a part of the coordinator failed"))
     }
 }

@@ -1,0 +1,107 @@
+//! `AppendLog`: log bytes of running attempts, many leases on one stream.
+
+use std::sync::Arc;
+
+use steading_core::{Lease, State};
+use steading_model::limits::LOG_CHUNK_BYTES_MAX;
+use steading_proto::v1;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+
+use super::{Answers, convert};
+use crate::blocking::blocking;
+use crate::logs::{LogError, Logs};
+use crate::replica::Replica;
+
+/// Appends written in one go, and acknowledgements that wait for a slow agent.
+const BATCH_MAX: usize = 64;
+
+/// Writes what comes, in order, and acknowledges.
+pub(super) fn stream(
+    replica: Replica,
+    logs: Arc<Logs>,
+    inbound: impl Stream<Item = Result<v1::LogAppend, Status>> + Send + Unpin + 'static,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> Answers<v1::LogAck> {
+    let (sender, receiver) = mpsc::channel(BATCH_MAX);
+    // From the connection to the disk: what comes while the disk is busy is one batch.
+    let (queue, mut queued) = mpsc::channel(BATCH_MAX);
+    tasks.spawn({
+        let stop = stop.clone();
+        async move {
+            tokio::select! {
+                () = receive(inbound, &queue) => (),
+                () = queue.closed() => (),
+                () = stop.cancelled() => (),
+            }
+        }
+    });
+    tasks.spawn(async move {
+        let mut batch = Vec::new();
+        while queued.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            let appends = std::mem::take(&mut batch);
+            let (state, logs) = (replica.view(), Arc::clone(&logs));
+            let written = blocking(move || {
+                let acks = appends.into_iter().map(|append| write(&state, &logs, append));
+                acks.collect::<Vec<_>>()
+            });
+            let acks = match written.await {
+                Ok(acks) => acks,
+                Err(status) => vec![Err(status)],
+            };
+            for ack in acks {
+                let failed = ack.is_err();
+                if sender.send(ack).await.is_err() || failed {
+                    return;
+                }
+            }
+        }
+    });
+    Box::pin(ReceiverStream::new(receiver))
+}
+
+async fn receive(
+    mut inbound: impl Stream<Item = Result<v1::LogAppend, Status>> + Unpin,
+    queue: &mpsc::Sender<v1::LogAppend>,
+) {
+    // A broken stream is the agent's to open again; what came before it is written.
+    while let Some(Ok(append)) = inbound.next().await {
+        if queue.send(append).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Fenced: only the attempt that holds its lease appends. Blocks.
+fn write(state: &State, logs: &Logs, append: v1::LogAppend) -> Result<v1::LogAck, Status> {
+    let lease: Lease = convert::lease(append.lease)?;
+    let mut ack =
+        v1::LogAck { lease: append.lease, stream: append.stream, durable: 0, refused: false };
+    if append.data.len() > LOG_CHUNK_BYTES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "`data` has {} bytes, at most {LOG_CHUNK_BYTES_MAX} are allowed",
+            append.data.len()
+        )));
+    }
+    let Some(job) = state.leased_job(lease) else {
+        ack.refused = true;
+        return Ok(ack);
+    };
+    let v1::LogAppend { stream, offset, data, last, .. } = append;
+    match logs.append(job.run, lease.work, stream, offset, &data, last) {
+        Ok(end) => ack.durable = end,
+        Err(error @ LogError::Stream(_)) => {
+            return Err(Status::invalid_argument(error.to_string()));
+        }
+        Err(error @ LogError::Io { .. }) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "a log cannot be written");
+            return Err(Status::unavailable(error.to_string()));
+        }
+    }
+    Ok(ack)
+}

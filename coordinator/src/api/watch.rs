@@ -1,0 +1,157 @@
+//! `WatchRun`: the rows of a run as they change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steading_core::{Job, Run, State};
+use steading_model::RunId;
+use steading_proto::v1;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+
+use super::{Answers, convert};
+use crate::documents::Facts;
+use crate::progress::Progress;
+use crate::replica::Replica;
+
+/// Least time between two events, unless the run has ended: a thousand changes become
+/// thirty events a second.
+const COALESCE: Duration = Duration::from_millis(30);
+/// Events that wait for a slow client. It then gets what is newest, in one event.
+const EVENTS_MAX: usize = 4;
+/// Most jobs of one event, so that it stays below a message's bound.
+const JOBS_PER_EVENT_MAX: usize = 1_000;
+
+/// One client that watches one run.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    pub(super) replica: Replica,
+    pub(super) progress: Arc<Progress>,
+    /// Subscribed before the state is read for the first time.
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) run: RunId,
+    pub(super) token: u64,
+    pub(super) progress_seen: u64,
+    pub(super) facts: Arc<Facts>,
+}
+
+impl Watcher {
+    pub(super) fn stream(
+        self,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Answers<v1::WatchRunEvent> {
+        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        tasks.spawn(async move {
+            tokio::select! {
+                () = self.send_events(&sender) => (),
+                () = sender.closed() => (),
+                () = stop.cancelled() => {
+                    // Full: the client sees the connection end.
+                    let _ = sender.try_send(Err(Status::unavailable("the coordinator stops")));
+                }
+            }
+        });
+        Box::pin(ReceiverStream::new(receiver))
+    }
+
+    /// Ends with the run, or when the client is gone.
+    async fn send_events(mut self, sender: &mpsc::Sender<Result<v1::WatchRunEvent, Status>>) {
+        let mut first = true;
+        loop {
+            self.changes.mark_unchanged();
+            let state = self.replica.view();
+            let Some(row) = state.run(self.run) else {
+                let gone = Status::not_found(format!("`{}` was retired", self.run));
+                // The client is gone as well.
+                let _ = sender.send(Err(gone)).await;
+                return;
+            };
+            for event in self.events(&state, row, first) {
+                self.token = event.token;
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            if row.has_ended() {
+                return;
+            }
+            first = false;
+            if !self.wait().await {
+                return;
+            }
+        }
+    }
+
+    /// What changed since the token, oldest change first. Jobs that run come along with
+    /// the last event if something was said of their steps.
+    fn events(&mut self, state: &State, row: &Run, first: bool) -> Vec<v1::WatchRunEvent> {
+        let changed: Vec<&Job> = state.jobs_of_changed_since(self.run, self.token).collect();
+        let progressed = self.progressed(state);
+        if changed.is_empty() && progressed.is_empty() && row.version <= self.token && !first {
+            return Vec::new();
+        }
+        let run = convert::run(row, &self.facts);
+        let wire = |jobs: &[&Job]| -> Vec<v1::Job> {
+            jobs.iter().map(|job| convert::job(state, job, &self.progress)).collect()
+        };
+        let (rest, last) = changed.split_at(last_chunk(changed.len()));
+        let mut events: Vec<v1::WatchRunEvent> = Vec::new();
+        for chunk in rest.chunks(JOBS_PER_EVENT_MAX) {
+            // Other jobs of the same version may come in the next event, and who resumes
+            // must not miss them.
+            let token = chunk.last().map_or(0, |job| job.version.saturating_sub(1));
+            // The conclusion is told with the last event.
+            let run = v1::Run { conclusion: v1::Conclusion::Unspecified.into(), ..run.clone() };
+            let (token, jobs) = (token.max(self.token), wire(chunk));
+            events.push(v1::WatchRunEvent { token, run: Some(run), jobs });
+        }
+        let version = changed.last().map_or(0, |job| job.version).max(row.version);
+        let mut jobs = wire(last);
+        jobs.extend(progressed);
+        events.push(v1::WatchRunEvent { token: version.max(self.token), run: Some(run), jobs });
+        events
+    }
+
+    /// Leased jobs whose rows did not change, but of whose steps something was said.
+    fn progressed(&mut self, state: &State) -> Vec<v1::Job> {
+        let (leases, seen) = self.progress.changed_since(self.run, self.progress_seen);
+        self.progress_seen = seen;
+        let jobs = leases.into_iter().filter_map(|lease| state.leased_job(lease));
+        let unchanged = jobs.filter(|job| job.version <= self.token);
+        unchanged.map(|job| convert::job(state, job, &self.progress)).collect()
+    }
+
+    /// Until something changed, and [`COALESCE`] is over or the run has ended. False
+    /// where nothing will ever change.
+    async fn wait(&mut self) -> bool {
+        let earliest = Instant::now() + COALESCE;
+        if self.changes.changed().await.is_err() {
+            return false;
+        }
+        loop {
+            if self.replica.view().run(self.run).is_none_or(Run::has_ended) {
+                return true;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(earliest) => return true,
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => (),
+                    Err(_) => return false,
+                },
+            }
+        }
+    }
+}
+
+/// Where the last chunk of `len` jobs begins.
+fn last_chunk(len: usize) -> usize {
+    match len % JOBS_PER_EVENT_MAX {
+        0 => len.saturating_sub(JOBS_PER_EVENT_MAX),
+        rest => len - rest,
+    }
+}

@@ -1,0 +1,247 @@
+//! Agents that are connected now, and how to reach them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use steading_core::Lease;
+use steading_model::{AgentId, Incarnation};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Most notices that wait for one session. An agent that takes none of so many is
+/// cut off: at its next connection it is told everything at once.
+const OUTBOX_MAX: usize = 4_096;
+/// How long an agent that declined an offer gets none: what it lacked (a slot, disk)
+/// must have time to come back, and the dispatcher must not spin.
+const REST: Duration = Duration::from_secs(1);
+
+/// What a session is to tell its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    Offer(Lease),
+    Revoke(Lease),
+    Cancel(Lease),
+}
+
+/// The connected agents. One session an agent: the newest.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    inner: Mutex<Inner>,
+    /// The set of agents that take work changed, or should be looked at again.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sessions: BTreeMap<AgentId, Entry>,
+    last: u64,
+    /// Of `sessions`, those that take work; made anew when one changes.
+    takes_work: Option<Arc<BTreeSet<(AgentId, Incarnation)>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    incarnation: Incarnation,
+    outbox: mpsc::Sender<Notice>,
+    close: CancellationToken,
+    draining: bool,
+    rests_until: Option<Instant>,
+}
+
+/// One open session. Dropping it takes the agent off the list.
+#[derive(Debug)]
+pub(crate) struct Session {
+    sessions: Arc<Sessions>,
+    agent: AgentId,
+    number: u64,
+    pub(crate) outbox: mpsc::Receiver<Notice>,
+    /// The session is to end: the agent opened another, registered again, or takes nothing.
+    pub(crate) close: CancellationToken,
+}
+
+impl Sessions {
+    /// Registers a session; an earlier one of the agent is closed.
+    pub(crate) fn open(self: &Arc<Self>, agent: AgentId, incarnation: Incarnation) -> Session {
+        let (sender, outbox) = mpsc::channel(OUTBOX_MAX);
+        let close = CancellationToken::new();
+        let mut inner = self.lock();
+        inner.last += 1;
+        let number = inner.last;
+        let entry = Entry {
+            number,
+            incarnation,
+            outbox: sender,
+            close: close.clone(),
+            draining: false,
+            rests_until: None,
+        };
+        if let Some(before) = inner.sessions.insert(agent, entry) {
+            before.close.cancel();
+        }
+        inner.takes_work = None;
+        drop(inner);
+        self.changed.notify_one();
+        Session { sessions: Arc::clone(self), agent, number, outbox, close }
+    }
+
+    /// Tells the agent, if this incarnation of it is connected. What is not told now
+    /// is told at its next connection.
+    pub(crate) fn tell(&self, agent: AgentId, incarnation: Incarnation, notice: Notice) {
+        let inner = self.lock();
+        let Some(entry) = inner.sessions.get(&agent) else {
+            return;
+        };
+        if entry.incarnation == incarnation && entry.outbox.try_send(notice).is_err() {
+            entry.close.cancel();
+        }
+    }
+
+    /// The agent registered anew: sessions of its earlier incarnations end.
+    pub(crate) fn registered(&self, agent: AgentId, incarnation: Incarnation) {
+        let inner = self.lock();
+        if let Some(entry) = inner.sessions.get(&agent)
+            && entry.incarnation < incarnation
+        {
+            entry.close.cancel();
+        }
+    }
+
+    /// Agents that take work.
+    pub(crate) fn taking_work(&self) -> Arc<BTreeSet<(AgentId, Incarnation)>> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        for entry in inner.sessions.values_mut() {
+            if entry.rests_until.is_some_and(|until| until <= now) {
+                entry.rests_until = None;
+            }
+        }
+        if let Some(set) = &inner.takes_work {
+            return Arc::clone(set);
+        }
+        let set: BTreeSet<_> = inner
+            .sessions
+            .iter()
+            .filter(|(_, entry)| !entry.draining && entry.rests_until.is_none())
+            .map(|(agent, entry)| (*agent, entry.incarnation))
+            .collect();
+        let set = Arc::new(set);
+        // A set that time changes is not kept.
+        if inner.sessions.values().all(|entry| entry.rests_until.is_none()) {
+            inner.takes_work = Some(Arc::clone(&set));
+        }
+        set
+    }
+
+    /// Waits for a change of [`Sessions::taking_work`]; the end of a rest is one.
+    pub(crate) async fn changed(&self) {
+        let rested = self.lock().sessions.values().filter_map(|entry| entry.rests_until).min();
+        match rested {
+            None => self.changed.notified().await,
+            Some(until) => tokio::select! {
+                () = self.changed.notified() => (),
+                () = tokio::time::sleep_until(until) => (),
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// The agent takes no more offers.
+    pub(crate) fn drain(&self) {
+        self.edit(|entry| entry.draining = true);
+    }
+
+    /// The agent declined an offer: it gets no other for a while.
+    pub(crate) fn rest(&self) {
+        self.edit(|entry| entry.rests_until = Some(Instant::now() + REST));
+    }
+
+    fn edit(&self, edit: impl FnOnce(&mut Entry)) {
+        let mut inner = self.sessions.lock();
+        if let Some(entry) = inner.sessions.get_mut(&self.agent)
+            && entry.number == self.number
+        {
+            edit(entry);
+            inner.takes_work = None;
+        }
+        drop(inner);
+        self.sessions.changed.notify_one();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut inner = self.sessions.lock();
+        if inner.sessions.get(&self.agent).is_some_and(|entry| entry.number == self.number) {
+            inner.sessions.remove(&self.agent);
+            inner.takes_work = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steading_model::{Epoch, JobId, Work};
+
+    use super::*;
+
+    const AGENT: AgentId = AgentId::from_counter(1);
+    const FIRST: Incarnation = Incarnation::from_counter(1);
+    const SECOND: Incarnation = Incarnation::from_counter(2);
+
+    #[tokio::test]
+    async fn the_newest_session_of_an_agent_is_the_one_that_counts() {
+        let sessions = Arc::new(Sessions::default());
+        let old = sessions.open(AGENT, FIRST);
+        let mut new = sessions.open(AGENT, SECOND);
+        assert!(old.close.is_cancelled());
+        sessions.tell(AGENT, FIRST, Notice::Offer(lease()));
+        sessions.tell(AGENT, SECOND, Notice::Revoke(lease()));
+        assert_eq!(new.outbox.recv().await, Some(Notice::Revoke(lease())));
+        // The end of the old one does not take the agent off the list.
+        drop(old);
+        assert_eq!(*sessions.taking_work(), BTreeSet::from([(AGENT, SECOND)]));
+        drop(new);
+        assert!(sessions.taking_work().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_declined_rests_and_comes_back() {
+        let sessions = Arc::new(Sessions::default());
+        let session = sessions.open(AGENT, FIRST);
+        sessions.changed().await;
+        assert_eq!(sessions.taking_work().len(), 1);
+        session.rest();
+        sessions.changed().await;
+        assert!(sessions.taking_work().is_empty());
+        let start = Instant::now();
+        sessions.changed().await;
+        assert_eq!(start.elapsed(), REST);
+        assert_eq!(sessions.taking_work().len(), 1);
+        session.drain();
+        assert!(sessions.taking_work().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_takes_no_notices_is_cut_off() {
+        let sessions = Arc::new(Sessions::default());
+        let session = sessions.open(AGENT, FIRST);
+        for _ in 0..=OUTBOX_MAX {
+            assert!(!session.close.is_cancelled());
+            sessions.tell(AGENT, FIRST, Notice::Offer(lease()));
+        }
+        assert!(session.close.is_cancelled());
+    }
+
+    fn lease() -> Lease {
+        let work = Work { job: JobId::from_counter(1), attempt: 1 };
+        Lease { work, epoch: Epoch::from_counter(1) }
+    }
+}
