@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{did_you_mean, list};
+use super::names::list;
 use super::reader::Reader;
 use super::yaml::Place;
 use crate::expression::fold_case;
@@ -23,7 +23,7 @@ pub(super) fn check(reader: &mut Reader<'_>, jobs: &mut [Job]) {
                     edges[at].push(to);
                 }
                 None => {
-                    let hint = did_you_mean(&need.key, &keys).unwrap_or_else(|| {
+                    let hint = reader.did_you_mean(&need.key, &keys).unwrap_or_else(|| {
                         format!("the jobs are {}", list(keys.iter().map(String::as_str)))
                     });
                     let message =

@@ -36,7 +36,8 @@ pub struct Parsed {
 ///
 /// # Errors
 ///
-/// Every diagnostic that is no warning: the pipeline cannot run.
+/// What is wrong, in the order of the file, and after it the warnings: the pipeline
+/// cannot run.
 pub fn parse(
     file: &str,
     pipeline: &[u8],
@@ -62,9 +63,7 @@ pub fn parse(
     parsed.jobs = jobs.into_iter().map(finish).collect();
     graph::check(&mut reader, &mut parsed.jobs);
     if reader.errors.is_empty() {
-        let mut warnings = reader.warnings;
-        warnings.sort_by_key(|warning| (warning.line, warning.column));
-        Ok(Parsed { pipeline: parsed, warnings })
+        Ok(Parsed { pipeline: parsed, warnings: reader.into_warnings() })
     } else {
         Err(reader.into_errors())
     }

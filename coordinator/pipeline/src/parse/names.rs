@@ -4,9 +4,17 @@ use std::collections::BTreeSet;
 
 use crate::expression::fold_case;
 
+/// Most names that a message lists.
+const LISTED_MAX: usize = 30;
+
 /// `a`, `b` and `c`.
 pub(super) fn list<'s>(names: impl Iterator<Item = &'s str>) -> String {
-    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    let mut names: Vec<String> =
+        names.take(LISTED_MAX + 1).map(|name| format!("`{name}`")).collect();
+    if names.len() > LISTED_MAX {
+        names.truncate(LISTED_MAX);
+        names.push("others".to_owned());
+    }
     match names.split_last() {
         None => "nothing".to_owned(),
         Some((last, [])) => last.clone(),

@@ -15,6 +15,18 @@ use super::yaml::{Kind, Node, Place};
 /// Most errors that are told. What GitHub tells.
 const ERRORS_MAX: usize = 10;
 
+/// Most warnings that are told.
+const WARNINGS_MAX: usize = 100;
+
+/// Most errors that are kept to choose the first ones from; the others are counted.
+/// For no more is the name looked for that was meant, which would cost more than the
+/// file that asks for a hundred thousand of them.
+const ERRORS_KEPT_MAX: usize = 50;
+
+/// Most expressions of a file whose place inside their text is worked out, for the
+/// same reason. The others are said to be where their text begins.
+const PRECISE_PLACES_MAX: usize = 500;
+
 /// Longest message, characters. What GitHub tells.
 const MESSAGE_MAX: usize = 500;
 
@@ -27,6 +39,9 @@ pub(super) struct Reader<'a> {
     pub(super) warnings: Vec<Diagnostic>,
     /// Of all expressions read so far.
     pub(super) references: Vec<Reference>,
+    precise_places: usize,
+    /// Errors beyond [`ERRORS_KEPT_MAX`].
+    more_errors: usize,
 }
 
 /// The known keys of a mapping.
@@ -50,19 +65,25 @@ impl<'n> Fields<'n> {
 impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
         let (errors, warnings, references) = (Vec::new(), Vec::new(), Vec::new());
-        Self { file, lines: text.lines().collect(), errors, warnings, references }
+        let lines = text.lines().collect();
+        Self { file, lines, errors, warnings, references, precise_places: 0, more_errors: 0 }
     }
 
     pub(super) fn error(&mut self, place: Place, message: impl Into<String>) {
-        self.errors.push(diagnostic(self.file, place, message.into(), None, false));
+        self.error_with(place, message, "");
     }
 
+    /// An empty hint is none.
     pub(super) fn error_with(
         &mut self,
         place: Place,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
+        if self.errors.len() == ERRORS_KEPT_MAX {
+            self.more_errors += 1;
+            return;
+        }
         let hint = Some(hint.into()).filter(|hint| !hint.is_empty());
         self.errors.push(diagnostic(self.file, place, message.into(), hint, false));
     }
@@ -73,19 +94,35 @@ impl<'a> Reader<'a> {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.warnings.push(diagnostic(self.file, place, message.into(), Some(hint.into()), true));
+        if self.warnings.len() < WARNINGS_MAX {
+            let hint = Some(hint.into());
+            self.warnings.push(diagnostic(self.file, place, message.into(), hint, true));
+        }
     }
 
-    /// The errors in the order of the file, the first ten of them.
+    /// Which of `known` was probably meant by `name`.
+    pub(super) fn did_you_mean<S: AsRef<str>>(&self, name: &str, known: &[S]) -> Option<String> {
+        if self.errors.len() < ERRORS_KEPT_MAX { did_you_mean(name, known) } else { None }
+    }
+
+    /// The errors in the order of the file, the first ten of them, then the warnings.
     pub(super) fn into_errors(mut self) -> Vec<Diagnostic> {
         self.errors.sort_by_key(|error| (error.line, error.column));
         if self.errors.len() > ERRORS_MAX {
-            let more = self.errors.len() - ERRORS_MAX;
+            let more = self.errors.len() - ERRORS_MAX + self.more_errors;
             self.errors.truncate(ERRORS_MAX);
             let message = format!("and {more} more errors");
             self.errors.push(diagnostic(self.file, Place::default(), message, None, false));
         }
-        self.errors
+        let mut errors = std::mem::take(&mut self.errors);
+        errors.append(&mut self.into_warnings());
+        errors
+    }
+
+    /// The warnings in the order of the file.
+    pub(super) fn into_warnings(mut self) -> Vec<Diagnostic> {
+        self.warnings.sort_by_key(|warning| (warning.line, warning.column));
+        self.warnings
     }
 
     /// Says that a thing is known but not built.
@@ -112,7 +149,8 @@ impl<'a> Reader<'a> {
             } else if template::has_expression(&name) {
                 self.expression_not_allowed(key.place);
             } else {
-                let hint = did_you_mean(&name, known)
+                let hint = self
+                    .did_you_mean(&name, known)
                     .unwrap_or_else(|| format!("{what} knows {}", list(known.iter().copied())));
                 self.error_with(key.place, format!("unknown key `{name}` in {what}"), hint);
             }
@@ -351,16 +389,20 @@ impl<'a> Reader<'a> {
 
     /// Where a character of a scalar stands in the file. The scalar's own place
     /// where that cannot be told: in folded and escaped text.
-    fn place_within(&self, node: &Node, value: &str, offset: usize) -> Place {
+    fn place_within(&mut self, node: &Node, value: &str, offset: usize) -> Place {
+        self.precise_places += 1;
+        if self.precise_places > PRECISE_PLACES_MAX {
+            return node.place;
+        }
         let before: String = value.chars().take(offset).collect();
         let block = matches!(node.kind, Kind::Scalar { block: true, .. });
         let lines = before.matches('\n').count();
         let in_line = before.chars().rev().take_while(|&c| c != '\n').count();
         if block {
             let first = usize::try_from(node.place.line).unwrap_or(0);
-            // Some versions of the scanner name the line of `|`, some the first of the text.
             let source = value.lines().nth(lines).unwrap_or_default();
-            for line in [first + lines + 1, first + lines] {
+            // The scanner names the first line of the text, or the one with the `|`.
+            for line in [first + lines, first + lines + 1] {
                 let Some(text) = self.lines.get(line.wrapping_sub(1)) else { continue };
                 if text.trim_start() == source.trim_start() && !source.trim().is_empty() {
                     let indent =

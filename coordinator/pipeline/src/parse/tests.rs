@@ -130,6 +130,14 @@ fn bad_expressions_are_pointed_at() {
     let job = |rest: &str| format!("on: push\njobs:\n  a:\n    runs-on: x\n{rest}");
     for (rest, wanted) in [
         (
+            "    steps:\n      - run: |\n          ${{ x }}\n          ${{ github }}\n          ${{ github }}\n",
+            "ci.yml:7:15: bad expression: Unrecognized named-value: 'x' (here an expression may use `github`, `inputs`, `vars`, `needs`, `strategy`, `matrix`, `secrets`, `steps`, `job`, `runner` and `env`)",
+        ),
+        (
+            "    steps:\n      - run: |\n          ${{ a( }}\n          ${{ github }}\n          ${{ github }}\n",
+            "ci.yml:7:16: bad expression: Unexpected end of expression: '('",
+        ),
+        (
             "    if: github.ref = 1\n    steps: []\n",
             "ci.yml:5:20: bad expression: Unexpected symbol: '='",
         ),
@@ -223,9 +231,54 @@ fn ten_errors_are_told_and_the_rest_counted() {
         (0..15).map(|n| format!("k{n}: 1\n")).collect::<String>()
     );
     let errors = parse("ci.yml", text.as_bytes(), None).unwrap_err();
-    assert_eq!(errors.len(), 11);
+    assert_eq!(errors.len(), 11, "{errors:?}");
     assert_eq!(errors[0].line, 2);
     assert_eq!(errors[10].to_string(), "ci.yml: and 5 more errors");
+}
+
+#[test]
+fn warnings_are_told_after_the_errors() {
+    let text = "on: push
+jobs:
+  a:
+    runs-on: x
+    steps:
+      - run: echo ${{ github.head_ref }}
+      - uses: some/action@main
+      - uses: some/action@0123456789abcdef0123456789abcdef01234567
+";
+    let told = parse("ci.yml", text.as_bytes(), None).unwrap_err();
+    let told: Vec<_> = told.iter().map(|one| (one.warning, one.line, &one.message[..])).collect();
+    let stranger = "`github.head_ref` is written by strangers, and becomes part of this script";
+    assert_eq!(
+        told,
+        [
+            (false, 7, "action `some/action` is not supported yet"),
+            (false, 8, "action `some/action` is not supported yet"),
+            (true, 6, stranger),
+            (true, 7, "`some/action@main` can change without this file changing"),
+        ]
+    );
+}
+
+#[test]
+fn files_made_to_be_slow_are_read_in_time() {
+    let head = "on: push\njobs:\n  a:\n    runs-on: x\n";
+    let script = |line: &str| format!("{head}    steps:\n      - run: |\n{}", line.repeat(15_000));
+    let keys: String = (0..60_000).map(|n| format!("    k{n}: 1\n")).collect();
+    let jobs: String =
+        (0..9_000).map(|n| format!("  a{n}: {{runs-on: x, needs: b{n}, steps: []}}\n")).collect();
+    for text in [
+        script("          ${{ github.head_ref }} ${{ github.ref }}\n"),
+        script("          ${{ foo }} ${{ bar }}\n"),
+        format!("{head}{keys}"),
+        format!("on: push\njobs:\n{jobs}"),
+    ] {
+        assert!(text.len() < 1 << 20);
+        let told = parse("ci.yml", text.as_bytes(), None);
+        let told = told.map_or_else(|errors| errors, |parsed| parsed.warnings);
+        assert!((10..=120).contains(&told.len()), "{}", told.len());
+    }
 }
 
 #[test]
@@ -518,7 +571,8 @@ fn check(text: &str, wanted: &str) {
     match parse("ci.yml", text.as_bytes(), None) {
         Ok(_) => panic!("accepted, want: {wanted}\n{text}"),
         Err(errors) => {
-            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let errors = errors.iter().filter(|error| !error.warning);
+            let errors: Vec<String> = errors.map(ToString::to_string).collect();
             assert_eq!(errors, [wanted], "\n{text}");
         }
     }

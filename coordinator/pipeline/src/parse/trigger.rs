@@ -1,7 +1,7 @@
 //! `on:`: events, their filters, the inputs of manual and called runs.
 
 use super::allowed;
-use super::names::{Names, did_you_mean, list};
+use super::names::{Names, list};
 use super::reader::{Fields, Reader};
 use super::yaml::{Kind, Node};
 use crate::expression::Value;
@@ -162,7 +162,7 @@ fn trigger(reader: &mut Reader<'_>, name: &Node, config: Option<&Node>) -> Optio
     let text = reader.name(name, "the event")?;
     let Some(known) = EVENTS.iter().find(|event| event.name == text) else {
         let names: Vec<&str> = EVENTS.iter().map(|event| event.name).collect();
-        let hint = did_you_mean(&text, &names).unwrap_or_default();
+        let hint = reader.did_you_mean(&text, &names).unwrap_or_default();
         reader.error_with(name.place, format!("unknown event `{text}`"), hint);
         return None;
     };
@@ -204,7 +204,8 @@ fn filters(reader: &mut Reader<'_>, event: &Event, config: &Node, trigger: &mut 
 fn check_types(reader: &mut Reader<'_>, event: &Event, node: &Node, types: &[String]) {
     for name in types {
         if !event.types.contains(&name.as_str()) {
-            let hint = did_you_mean(name, event.types)
+            let hint = reader
+                .did_you_mean(name, event.types)
                 .unwrap_or_else(|| format!("it knows {}", list(event.types.iter().copied())));
             let message = format!("`{}` has no activity type `{name}`", event.name);
             reader.error_with(node.place, message, hint);
