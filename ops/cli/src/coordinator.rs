@@ -30,8 +30,9 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
         .iter()
         .map(|text| Address::read(text, args.insecure_loopback))
         .collect::<Result<_, _>>()?;
+    let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let coordinator = Arc::new(Coordinator::start(Config::new(&args.data_dir)).await?);
+    let coordinator = Arc::new(Coordinator::start(Config::new(data_dir)).await?);
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
     for address in &addresses {

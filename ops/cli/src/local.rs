@@ -83,6 +83,8 @@ impl Farm {
     ///
     /// What keeps it from starting: above all, that another process uses the state.
     pub async fn start(data_dir: &Path) -> Result<Self, Failure> {
+        // Jobs are told of it, and run elsewhere.
+        let data_dir = &std::path::absolute(data_dir).map_err(anyhow::Error::from)?;
         make_state(data_dir)
             .with_context(|| format!("cannot make the state in `{}`", data_dir.display()))?;
         let lock = lock(data_dir)?;

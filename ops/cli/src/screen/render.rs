@@ -133,6 +133,11 @@ fn why(step: &StepResult) -> String {
     } else if let Some(code) = step.exit_code {
         reasons.push(format!("exit code {code}"));
     }
+    // The agent's message may be the exit code again, in words.
+    let known = reasons.first().is_some_and(|reason| step.message.contains(reason.as_str()));
+    if known {
+        reasons.clear();
+    }
     if !step.message.is_empty() {
         reasons.push(clean(&step.message).into_owned());
     }
