@@ -35,6 +35,9 @@ use crate::{expiry, retention};
 
 /// How long connections may take to end once their listener has stopped.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a start waits for the replay of the log. Without a quorum it would wait in
+/// vain, and serving what is known is better than nothing.
+const CURRENT_MAX: Duration = Duration::from_secs(2);
 /// How long tasks may take to end: they wait for one proposal at most.
 const STOP: Duration = Duration::from_secs(10);
 /// Largest message that a client may send, bytes: a submission with all its parts at
@@ -110,6 +113,12 @@ impl Coordinator {
             _lock: lock,
         };
         coordinator.start_tasks(notices);
+        // What the log holds is applied before the first question is answered: an agent
+        // that comes back must not hear that its lease is not known.
+        let current = coordinator.parts.replica.read_barrier();
+        if !matches!(tokio::time::timeout(CURRENT_MAX, current).await, Ok(Ok(()))) {
+            tracing::warn!("serving before the whole log is known to be applied");
+        }
         Ok(coordinator)
     }
 
