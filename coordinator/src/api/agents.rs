@@ -279,11 +279,12 @@ impl AgentsService {
     }
 
     async fn claim(&self, wait: Wait) -> Result<Decision, Status> {
+        // Declared first, so that it is dropped last.
+        let _forget = ForgetOnDrop { claims: &self.claims, wait: &wait };
         // Before the proposal: the decision may be made before its answer is read.
         let decided = self.claims.wait(wait.clone());
         let (lease, scope, action) = wait.clone();
         let proposed = self.replica.propose(Proposal::ClaimAction { scope, action, lease }).await;
-        let _forget = ForgetOnDrop { claims: &self.claims, wait: &wait };
         let granted = |effect: &Effect| matches!(effect, Effect::ClaimGranted { lease: holder, .. } if *holder == lease);
         if proposed?.iter().any(granted) {
             return Ok(Decision::Build);

@@ -106,8 +106,9 @@ async fn run(
     let incarnation = Incarnation::from_counter(hello.incarnation);
     // Before the state is read: what is granted from now on comes as a notice.
     let session = parts.sessions.open(agent, incarnation);
-    let mut connected = Connected { parts, sender, session, agent, waiting: Vec::new() };
-    if let Err(end) = connected.welcome(incarnation, &hello.running).await {
+    let known = hello.running.iter().map(convert::lease_of).collect();
+    let mut connected = Connected { parts, sender, session, agent, waiting: Vec::new(), known };
+    if let Err(end) = connected.welcome(incarnation).await {
         return end;
     }
     tracing::info!(%agent, %incarnation, "agent connected");
@@ -123,15 +124,13 @@ struct Connected<'a> {
     agent: AgentId,
     /// Asked since the last barrier began.
     waiting: Vec<Asked>,
+    /// Leases that the agent has, or was offered on this connection: offered once.
+    known: BTreeSet<Lease>,
 }
 
 impl Connected<'_> {
     /// The full sets: what the agent should hold, and offers of what it does not.
-    async fn welcome(
-        &mut self,
-        incarnation: Incarnation,
-        running: &[v1::Lease],
-    ) -> Result<(), End> {
+    async fn welcome(&mut self, incarnation: Incarnation) -> Result<(), End> {
         self.parts.replica.read_barrier().await.map_err(Status::from)?;
         let state = self.parts.replica.view();
         let current = state.agent(self.agent).map(|agent: &Agent| agent.incarnation);
@@ -140,7 +139,6 @@ impl Connected<'_> {
                 "the incarnation is not the agent's current one: stop everything and register",
             )));
         }
-        let running: BTreeSet<Lease> = running.iter().map(convert::lease_of).collect();
         let held: Vec<&Job> = state.leases_of(self.agent).collect();
         let leases = || held.iter().filter_map(|job| job.lease());
         let cancelling = held.iter().filter(|job| is_cancelling(job)).filter_map(|job| job.lease());
@@ -148,9 +146,9 @@ impl Connected<'_> {
             leases: leases().map(convert::wire_lease).collect(),
             cancelling: cancelling.map(convert::wire_lease).collect(),
         };
-        let new: Vec<Lease> = leases().filter(|lease| !running.contains(lease)).collect();
+        let leases: Vec<Lease> = leases().collect();
         self.tell(ToAgent::Welcome(welcome)).await?;
-        for lease in new {
+        for lease in leases {
             self.offer(lease).await?;
         }
         Ok(())
@@ -250,6 +248,7 @@ impl Connected<'_> {
                 refused: refused.into_iter().map(convert::wire_lease).collect(),
             });
         }
+        self.known.retain(|lease| state.leased_job(*lease).is_some());
         drop(state);
         for answer in answers {
             self.tell(ToAgent::Renewed(answer)).await?;
@@ -271,7 +270,11 @@ impl Connected<'_> {
         }
     }
 
+    /// Unless the agent knows of it.
     async fn offer(&mut self, lease: Lease) -> Result<(), End> {
+        if !self.known.insert(lease) {
+            return Ok(());
+        }
         match self.parts.offers.offer(lease).await {
             Some(offer) => self.tell(ToAgent::Offer(offer)).await,
             None => Ok(()),
