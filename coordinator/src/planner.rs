@@ -190,11 +190,12 @@ fn plan_run(documents: &Documents, state: &State, run: &Run) -> Result<Planned, 
     let parsed = documents.submission(&run.definition.submission)?;
     let results = results_of(documents, state, run.id)?;
     let mut github = parsed.github.clone();
-    if let Some(github) = github.as_object_mut() {
-        if mentions_run_id(&parsed) {
-            github.insert("run_id".to_owned(), run.id.counter().to_string().into());
-            github.insert("run_number".to_owned(), run.id.counter().to_string().into());
-        }
+    if mentions_run_id(&parsed)
+        && let Some(github) = github.as_object_mut()
+    {
+        let number = run.id.counter().to_string();
+        github.insert("run_id".to_owned(), number.clone().into());
+        github.insert("run_number".to_owned(), number.into());
     }
     plan(documents, &parsed, &github, &results, run.cancel.is_some())
 }
