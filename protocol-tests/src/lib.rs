@@ -1,3 +1,5 @@
-//! Conformance, cluster, crash and simulation tests: what needs more than one crate. Nothing imports this.
+//! Conformance, cluster, crash and simulation tests: what needs more than one
+//! crate. Nothing imports this.
 
+pub mod farm;
 pub mod replica_kit;

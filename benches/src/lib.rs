@@ -1,1 +1,0 @@
-//! Macro benchmarks: figures beside what the disk, the wire or a peer gives in the same run.

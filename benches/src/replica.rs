@@ -1,0 +1,99 @@
+//! Durable proposals per second through one replica in this process.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use steading_coordinator::replica::{Options, Replica};
+use steading_core::{NewRun, Proposal, Request};
+use steading_model::Digest;
+
+use crate::disk::Disk;
+use crate::report;
+
+/// How long each number of clients is measured.
+const PERIOD: Duration = Duration::from_secs(3);
+
+/// Prints proposals per second and latency with 1, 16 and 256 clients.
+pub(crate) fn proposals(scratch: &Path, disk: &Disk) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    for clients in [1, 16, 256] {
+        let dir = scratch.join(format!("replica-{clients}"));
+        let (replica, thread, mut notices) = Replica::start(Options::new(dir))?;
+        let mut samples = runtime.block_on(async {
+            let mut set = tokio::task::JoinSet::new();
+            set.spawn(async move {
+                while notices.recv().await.is_some() {}
+                Vec::new()
+            });
+            let deadline = Instant::now() + PERIOD;
+            for client in 0..clients {
+                set.spawn(propose_until(replica.clone(), client, deadline));
+            }
+            let mut samples = Vec::new();
+            for _ in 0..=clients {
+                if samples.is_empty() || set.len() > 1 {
+                    if let Some(Ok(more)) = set.join_next().await {
+                        samples.extend(more);
+                    }
+                }
+            }
+            set.abort_all();
+            samples
+        });
+        replica.stop();
+        thread.join();
+        let p50 = report::percentile(&mut samples, 0.5);
+        report::print(
+            "durable_proposals",
+            &json!({
+                "clients": clients,
+                "per_s": report::rounded(samples.len() as f64 / PERIOD.as_secs_f64()),
+                "p50_ms": report::ms(p50),
+                "p99_ms": report::ms(report::percentile(&mut samples, 0.99)),
+                "p50_over_fdatasync": report::rounded(p50.as_secs_f64() / disk.overwrite_p50.as_secs_f64()),
+                "budget_over_fdatasync_one_client": 1.5,
+            }),
+        );
+    }
+    Ok(())
+}
+
+async fn propose_until(replica: Replica, client: usize, deadline: Instant) -> Vec<Duration> {
+    let mut samples = Vec::new();
+    let mut count = 0u64;
+    while Instant::now() < deadline {
+        let proposal = admit(client, count);
+        let start = Instant::now();
+        if replica.propose(proposal).await.is_err() {
+            break;
+        }
+        samples.push(start.elapsed());
+        count += 1;
+    }
+    samples
+}
+
+/// A small run without jobs: a real submission's row, request id and answer.
+fn admit(client: usize, count: u64) -> Proposal {
+    let digest = Digest { hash: [7; 32], size: 7 };
+    let name = |text: String| text.parse().expect("letters and digits are a name");
+    Proposal::AdmitRun {
+        run: NewRun {
+            request: Request {
+                project: "default".parse().expect("a name"),
+                principal: "bench".parse().expect("a name"),
+                id: name(format!("c{client}-{count}")),
+                body: digest,
+            },
+            name: "bench".into(),
+            file: "bench.yml".into(),
+            submission: digest,
+            dialect: "2026-08".into(),
+            priority: 0,
+        },
+        jobs: Vec::new(),
+        sealed: true,
+        complete: true,
+    }
+}

@@ -1,0 +1,186 @@
+//! A farm of real processes on a Unix socket, for tests that kill them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for any condition. Far beyond what is expected, for the machine may be busy.
+const WAIT_MAX: Duration = Duration::from_secs(90);
+/// Between two looks at a condition that has no event to wait for.
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+
+/// Where the processes' data and sockets are.
+#[derive(Debug)]
+pub struct Farm {
+    stead: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+/// A child that is killed with -9 when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Farm {
+    /// A farm whose program is `stead`, with nothing running yet.
+    pub fn new(stead: &str) -> Self {
+        // A Unix socket's path is short, so not below the target folder.
+        Self { stead: stead.into(), dir: tempfile::tempdir().expect("make a folder") }
+    }
+
+    /// The folder for what a test writes itself.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The coordinator's endpoint.
+    pub fn endpoint(&self) -> String {
+        format!("unix:{}", self.dir().join("s").display())
+    }
+
+    /// Starts the coordinator, again on the same data if it ran before.
+    pub fn coordinator(&self) -> Process {
+        let listen = self.endpoint();
+        let process =
+            self.start("coordinator", &["coordinator", "--data-dir", "coordinator", "--listen", &listen]);
+        let socket = self.dir().join("s");
+        wait_for("the coordinator's socket", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        process
+    }
+
+    /// Starts an agent of this name, again on the same data if it ran before.
+    pub fn agent(&self, name: &str) -> Process {
+        let endpoint = self.endpoint();
+        self.start(
+            name,
+            &["agent", "--coordinator", &endpoint, "--data-dir", name, "--name", name, "--slots", "2"],
+        )
+    }
+
+    /// A project folder with this pipeline and these files.
+    pub fn project(&self, name: &str, pipeline: &str, files: &[(&str, &str)]) -> PathBuf {
+        let dir = self.dir().join(name);
+        let pipelines = dir.join(".steading/pipelines");
+        std::fs::create_dir_all(&pipelines).expect("make the project");
+        std::fs::write(pipelines.join("main.yml"), pipeline).expect("write the pipeline");
+        for (path, text) in files {
+            std::fs::write(dir.join(path), text).expect("write a file");
+        }
+        dir
+    }
+
+    /// `stead submit --wait --json` in the background.
+    pub fn submit(&self, project: &Path) -> Process {
+        let endpoint = self.endpoint();
+        let project = project.display().to_string();
+        self.spawn("submit", &["submit", "--coordinator", &endpoint, "--wait", "--json", &project], true)
+    }
+
+    /// Runs `stead` with these arguments to its end.
+    pub fn stead(&self, args: &[&str]) -> Output {
+        self.program(args).output().expect("stead runs")
+    }
+
+    /// What the process of this name printed, all its starts together.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir().join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    fn start(&self, name: &str, args: &[&str]) -> Process {
+        self.spawn(name, args, false)
+    }
+
+    fn spawn(&self, name: &str, args: &[&str], capture: bool) -> Process {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir().join(format!("{name}.log")))
+            .expect("open a log");
+        let out = if capture { Stdio::piped() } else { log.try_clone().expect("share a log").into() };
+        let child = self
+            .program(args)
+            .stdout(out)
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", self.stead.display()));
+        Process { child, name: name.into() }
+    }
+
+    fn program(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.stead);
+        command
+            .args(args)
+            .current_dir(self.dir())
+            .env_remove("STEADING_COORDINATOR")
+            .env("GIT_CEILING_DIRECTORIES", self.dir())
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+impl Process {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it with -9 and waits until it is gone.
+    pub fn kill_9(mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("reap");
+    }
+
+    /// Waits for its end: exit code and what it printed.
+    pub fn finish(mut self) -> (Option<i32>, String) {
+        use std::io::Read as _;
+        let mut text = String::new();
+        let name = self.name.clone();
+        if let Some(mut out) = self.child.stdout.take() {
+            out.read_to_string(&mut text).expect("read the output");
+        }
+        let status = self.child.wait().unwrap_or_else(|error| panic!("wait for {name}: {error}"));
+        (status.code(), text)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `condition` holds, and fails the test where it never does.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WAIT_MAX;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {WAIT_MAX:?} for {what}");
+        std::thread::park_timeout(LOOK_PERIOD);
+    }
+}
+
+/// Waits until the file holds this many lines, and returns them.
+pub fn wait_for_lines(path: &Path, count: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    wait_for(&format!("{count} lines in {}", path.display()), || {
+        lines = std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n').map(str::to_owned))
+            .collect();
+        lines.len() >= count
+    });
+    lines
+}
+
+/// The state letter of a process in `/proc`, none where it is gone.
+pub fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so look behind its end.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
