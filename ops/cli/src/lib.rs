@@ -1,0 +1,98 @@
+//! `stead`: arguments, dispatch, exit code. A library only so that the process
+//! tests can start the very same program under their own name.
+#![allow(
+    unreachable_pub,
+    reason = "nothing of a program is reached from outside; `pub` means its module's API"
+)]
+
+mod agent;
+mod args;
+mod artifacts;
+mod cancel;
+mod connect;
+mod coordinator;
+mod diagnostics;
+mod exit;
+mod expr;
+mod find;
+mod follow;
+mod id;
+mod lint;
+mod local;
+mod logs;
+mod pairs;
+mod reach;
+mod run;
+mod runs;
+mod screen;
+mod signals;
+mod submission;
+mod submit;
+mod summary;
+mod text;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{ArtifactsVerb, Cli, Verb};
+use crate::exit::{Ended, Failure};
+
+/// Threads that move bytes. What computes or waits for the disk has its own.
+const RUNTIME_THREADS: usize = 2;
+
+/// Runs the program: the hidden sub-commands of supervisor and sandbox, or a verb.
+pub fn main() -> ExitCode {
+    // Before anything else: these must be the only thread of their process.
+    if let Some(code) = steading_agent::hidden_main(std::env::args_os()) {
+        return code;
+    }
+    // clap's own errors exit with 2, which is what bad usage is here.
+    let cli = Cli::parse();
+    start_tracing();
+    exit::code(match cli.verb {
+        Verb::Lint(args) => lint::run(&args),
+        Verb::Expr(args) => expr::run(&args),
+        verb => in_runtime(verb),
+    })
+}
+
+fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
+    let ended = runtime.block_on(async {
+        // The futures are large, and a stack is not the place for them.
+        match verb {
+            Verb::Run(args) => Box::pin(run::run(args)).await,
+            Verb::Coordinator(args) => Box::pin(coordinator::run(args)).await,
+            Verb::Agent(args) => Box::pin(agent::run(args)).await,
+            Verb::Submit(args) => Box::pin(submit::run(args)).await,
+            Verb::Watch(args) => Box::pin(watch::run(args)).await,
+            Verb::Logs(args) => Box::pin(logs::run(args)).await,
+            Verb::Runs(args) => Box::pin(runs::run(args)).await,
+            Verb::Cancel(args) => Box::pin(cancel::run(args)).await,
+            Verb::Artifacts(args) => {
+                let ArtifactsVerb::Get(args) = args.verb;
+                Box::pin(artifacts::run(args)).await
+            }
+            Verb::Lint(args) => lint::run(&args),
+            Verb::Expr(args) => expr::run(&args),
+        }
+    });
+    // What still runs has been told to stop, and a blocking call must not hold the exit.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Warnings of the farm's parts go to stderr; `STEADING_LOG` says what else does.
+fn start_tracing() {
+    let filter = std::env::var("STEADING_LOG").unwrap_or_else(|_| "warn".to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .init();
+}
