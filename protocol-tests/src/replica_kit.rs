@@ -55,6 +55,7 @@ pub fn small_layout(fs: &SimFs) -> Layout {
         vfs: Arc::new(fs.clone()),
         dir: PathBuf::from("/replica"),
         segment_bytes: 3 << 10,
+        frame_bytes: 300,
         cadence: Cadence { checkpoint_entries: 7, checkpoint_ms: 10_000, snapshot_bytes: 5 << 10 },
     }
 }

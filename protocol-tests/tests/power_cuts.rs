@@ -127,13 +127,19 @@ fn life(
     };
     check(&replica, acknowledged)?;
     loop {
-        let count = 1 + dice.below(3);
+        let count = 1 + dice.below(5);
         let names: Vec<String> =
             (*last..*last + count).map(|number| format!("n{number}")).collect();
         *last += count;
-        let wave: Vec<_> =
-            names.iter().map(|name| register(name, dice.below(700) as usize)).collect();
-        let Ok(answers) = replica.propose(&wave) else {
+        // Few sizes, so that frames of different lives often begin at the same byte.
+        let bytes = 100 * dice.below(7) as usize;
+        let proposals = names.iter().map(|name| register(name, bytes));
+        // One entry or several: these make several frames before one sync.
+        let waves: Vec<Vec<_>> = match dice.chance(1, 2) {
+            true => vec![proposals.collect()],
+            false => proposals.map(|proposal| vec![proposal]).collect(),
+        };
+        let Ok(answers) = replica.propose(&waves) else {
             tally.cut_in_wave += 1;
             return Ok(());
         };

@@ -152,6 +152,7 @@ impl Replica {
             vfs: Arc::new(vfs::RealFs),
             dir: options.dir,
             segment_bytes: options.segment_bytes,
+            frame_bytes: wal::FRAME_BYTES,
             background: true,
             cadence: options.cadence,
         };

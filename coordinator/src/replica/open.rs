@@ -69,6 +69,7 @@ pub(crate) struct Place {
     pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) dir: PathBuf,
     pub(crate) segment_bytes: u64,
+    pub(crate) frame_bytes: usize,
     /// Whether log segments are made ahead in a thread.
     pub(crate) background: bool,
     pub(crate) cadence: Cadence,
@@ -120,6 +121,7 @@ fn open_log(
         dir: place.dir.join("wal"),
         id: identity.log_id(),
         segment_bytes: place.segment_bytes,
+        frame_bytes: place.frame_bytes,
         background: place.background,
     };
     if let Some(identity) = Identity::load(&**vfs, &place.dir)? {

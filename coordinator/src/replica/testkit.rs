@@ -27,6 +27,8 @@ pub struct Layout {
     pub vfs: Arc<dyn Vfs>,
     pub dir: PathBuf,
     pub segment_bytes: u64,
+    /// Payload of one frame before it is split, bytes.
+    pub frame_bytes: usize,
     pub cadence: Cadence,
 }
 
@@ -49,6 +51,7 @@ impl StepReplica {
             vfs: Arc::clone(&layout.vfs),
             dir: layout.dir.clone(),
             segment_bytes: layout.segment_bytes,
+            frame_bytes: layout.frame_bytes,
             background: false,
             cadence: layout.cadence,
         };
@@ -57,22 +60,25 @@ impl StepReplica {
         Ok(Self { node, keeper, clock_ms: 0 })
     }
 
-    /// Proposes one wave, and answers when it is durable and applied.
+    /// Proposes each wave as an entry of its own, and answers when all are durable and
+    /// applied. The answers are in the order of the proposals.
     ///
     /// # Errors
     ///
-    /// [`ReplicaError`]: the replica is dead, and the wave's outcome unknown.
-    pub fn propose(&mut self, wave: &[Proposal]) -> Result<Vec<Answer>, ReplicaError> {
-        self.clock_ms += 1;
+    /// [`ReplicaError`]: the replica is dead, and the outcome of all unknown.
+    pub fn propose(&mut self, waves: &[Vec<Proposal>]) -> Result<Vec<Answer>, ReplicaError> {
         let mut answers = Vec::new();
-        let mut waiting = Vec::new();
-        for proposal in wave {
-            let (waiter, answer) = oneshot::channel();
-            waiting.push((proposal.to_bytes(), waiter));
-            answers.push(answer);
-        }
         let mut output = Output::default();
-        self.node.propose(Timestamp::from_ms(self.clock_ms), waiting, &mut output);
+        for wave in waves {
+            self.clock_ms += 1;
+            let mut waiting = Vec::new();
+            for proposal in wave {
+                let (waiter, answer) = oneshot::channel();
+                waiting.push((proposal.to_bytes(), waiter));
+                answers.push(answer);
+            }
+            self.node.propose(Timestamp::from_ms(self.clock_ms), waiting, &mut output);
+        }
         self.node.process(&mut output)?;
         for (waiter, answer) in output.answers {
             let _ = waiter.send(answer);

@@ -44,8 +44,8 @@ pub use recover::Recovered;
 use super::vfs::{Vfs, VfsFile};
 use segment::{Next, path_of};
 
-/// Largest payload of one frame before it is split, bytes. One entry more may fit in.
-const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Payload of one frame before it is split, bytes. One entry more may fit in.
+pub const FRAME_BYTES: usize = 1 << 20;
 
 /// Smallest segment, bytes: a first frame and some more.
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 10;
@@ -88,6 +88,8 @@ pub struct WalOptions {
     pub id: LogId,
     /// Size of a segment file, bytes. A frame that does not fit makes a larger one.
     pub segment_bytes: u64,
+    /// Payload of one frame before it is split, bytes.
+    pub frame_bytes: usize,
     /// Whether the next segment is made ahead in a thread of its own. Not in the
     /// simulator, which has one thread.
     pub background: bool,
@@ -164,7 +166,7 @@ impl Wal {
         while from < records.len() {
             let mut payload = Vec::new();
             let mut to = from;
-            while to < records.len() && (to == from || payload.len() < FRAME_BYTES_MAX) {
+            while to < records.len() && (to == from || payload.len() < self.options.frame_bytes) {
                 records[to].encode(&mut payload);
                 to += 1;
             }
