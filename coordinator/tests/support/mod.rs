@@ -26,22 +26,22 @@ use tonic::transport::{Channel, Endpoint, Uri};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits, but not for ever.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} did not come"),
     }
 }
 
-pub struct Farm {
-    pub coordinator: Arc<Coordinator>,
+pub(crate) struct Farm {
+    pub(crate) coordinator: Arc<Coordinator>,
     connect: mpsc::Sender<std::io::Result<DuplexStream>>,
     serving: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 }
 
 impl Farm {
-    pub async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path) -> Self {
         let mut config = Config::new(dir);
         config.segment_bytes = 4 << 20;
         let coordinator = Arc::new(Coordinator::start(config).await.unwrap());
@@ -54,7 +54,7 @@ impl Farm {
     }
 
     /// Stops as a signal would make it; clients see their connections end.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = soon("the end of serving", self.serving.join_next()).await {
             ended.unwrap().unwrap();
@@ -63,7 +63,7 @@ impl Farm {
         soon("the end of the coordinator", coordinator.stop()).await.unwrap();
     }
 
-    pub fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         let connect = self.connect.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let connect = connect.clone();
@@ -77,12 +77,12 @@ impl Farm {
         Endpoint::from_static("http://memory").connect_with_connector_lazy(connector)
     }
 
-    pub fn pipelines(&self) -> PipelinesClient<Channel> {
+    pub(crate) fn pipelines(&self) -> PipelinesClient<Channel> {
         PipelinesClient::new(self.channel())
     }
 
     /// A request that is admitted; the source is an empty tree.
-    pub fn request(&self, id: &str, pipeline: &str) -> v1::SubmitRequest {
+    pub(crate) fn request(&self, id: &str, pipeline: &str) -> v1::SubmitRequest {
         let source = self.coordinator.store().put(DigestFunction::Blake3, b"").unwrap();
         v1::SubmitRequest {
             request_id: id.into(),
@@ -94,18 +94,18 @@ impl Farm {
         }
     }
 
-    pub async fn submit(&self, id: &str, pipeline: &str) -> u64 {
+    pub(crate) async fn submit(&self, id: &str, pipeline: &str) -> u64 {
         let request = self.request(id, pipeline);
         self.pipelines().submit(request).await.unwrap().into_inner().run_id
     }
 
-    pub async fn run(&self, run_id: u64) -> v1::Run {
+    pub(crate) async fn run(&self, run_id: u64) -> v1::Run {
         let request = v1::GetRunRequest { run_id };
         self.pipelines().get_run(request).await.unwrap().into_inner()
     }
 
     /// Watches from the token until the end, and returns all events.
-    pub async fn watch(&self, run_id: u64, token: u64) -> Vec<v1::WatchRunEvent> {
+    pub(crate) async fn watch(&self, run_id: u64, token: u64) -> Vec<v1::WatchRunEvent> {
         let request = v1::WatchRunRequest { run_id, token };
         let mut events = self.pipelines().watch_run(request).await.unwrap().into_inner();
         let mut seen = Vec::new();
@@ -116,7 +116,7 @@ impl Farm {
     }
 
     /// Puts a result with these outputs, and returns its name.
-    pub fn put_result(&self, outputs: &[(&str, &str)]) -> String {
+    pub(crate) fn put_result(&self, outputs: &[(&str, &str)]) -> String {
         let outputs = outputs.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         let result = JobResult { outputs: outputs.collect(), ..Default::default() };
         let bytes = serde_json::to_vec(&result).unwrap();
@@ -124,17 +124,17 @@ impl Farm {
     }
 }
 
-pub struct Agent {
-    pub client: AgentsClient<Channel>,
-    pub id: u64,
-    pub incarnation: u64,
+pub(crate) struct Agent {
+    pub(crate) client: AgentsClient<Channel>,
+    pub(crate) id: u64,
+    pub(crate) incarnation: u64,
     session: Option<(mpsc::Sender<v1::AgentMessage>, Streaming<v1::CoordinatorMessage>)>,
     sequence: u64,
 }
 
 impl Agent {
     /// Registers; no session yet.
-    pub async fn register(farm: &Farm, name: &str) -> Self {
+    pub(crate) async fn register(farm: &Farm, name: &str) -> Self {
         let mut client = AgentsClient::new(farm.channel());
         let request = v1::RegisterRequest {
             name: name.into(),
@@ -151,14 +151,14 @@ impl Agent {
     }
 
     /// Registers and opens a session.
-    pub async fn join(farm: &Farm, name: &str) -> Self {
+    pub(crate) async fn join(farm: &Farm, name: &str) -> Self {
         let mut agent = Self::register(farm, name).await;
         agent.connect(farm, &[]).await;
         agent
     }
 
     /// Opens a session that says what runs.
-    pub async fn connect(&mut self, farm: &Farm, running: &[v1::Lease]) -> v1::Welcome {
+    pub(crate) async fn connect(&mut self, farm: &Farm, running: &[v1::Lease]) -> v1::Welcome {
         self.client = AgentsClient::new(farm.channel());
         let (sender, receiver) = mpsc::channel(16);
         let hello = v1::Hello {
@@ -175,18 +175,18 @@ impl Agent {
         }
     }
 
-    pub async fn next(&mut self) -> Result<ToAgent, tonic::Status> {
+    pub(crate) async fn next(&mut self) -> Result<ToAgent, tonic::Status> {
         let (_, session) = self.session.as_mut().expect("connected");
         let message = soon("a message to the agent", session.message()).await?;
         Ok(message.expect("the session goes on").message.expect("a known message"))
     }
 
-    pub async fn say(&self, from_agent: FromAgent) {
+    pub(crate) async fn say(&self, from_agent: FromAgent) {
         let (sender, _) = self.session.as_ref().expect("connected");
         sender.send(message(from_agent)).await.unwrap();
     }
 
-    pub async fn offer(&mut self) -> v1::Offer {
+    pub(crate) async fn offer(&mut self) -> v1::Offer {
         match self.next().await.unwrap() {
             ToAgent::Offer(offer) => offer,
             other => panic!("want an offer, got {other:?}"),
@@ -194,7 +194,7 @@ impl Agent {
     }
 
     /// Accepts, and waits until that is acknowledged.
-    pub async fn accept(&mut self, offer: &v1::Offer) -> v1::Lease {
+    pub(crate) async fn accept(&mut self, offer: &v1::Offer) -> v1::Lease {
         let lease = offer.lease.unwrap();
         self.sequence += 1;
         let accept = v1::Accept { sequence: self.sequence, lease: Some(lease) };
@@ -204,7 +204,7 @@ impl Agent {
         lease
     }
 
-    pub async fn renew(&mut self, leases: &[v1::Lease]) -> v1::Renewed {
+    pub(crate) async fn renew(&mut self, leases: &[v1::Lease]) -> v1::Renewed {
         self.sequence += 1;
         let renew = v1::Renew { sequence: self.sequence, leases: leases.to_vec() };
         self.say(FromAgent::Renew(renew)).await;
@@ -221,7 +221,7 @@ impl Agent {
         }
     }
 
-    pub async fn complete(
+    pub(crate) async fn complete(
         &mut self,
         lease: v1::Lease,
         result_digest: String,
@@ -237,7 +237,7 @@ impl Agent {
     }
 
     /// Takes the next offer and reports success with these outputs.
-    pub async fn work(&mut self, farm: &Farm, outputs: &[(&str, &str)]) -> JobSpec {
+    pub(crate) async fn work(&mut self, farm: &Farm, outputs: &[(&str, &str)]) -> JobSpec {
         let offer = self.offer().await;
         let lease = self.accept(&offer).await;
         self.complete(lease, farm.put_result(outputs)).await.unwrap();
@@ -245,7 +245,7 @@ impl Agent {
     }
 }
 
-pub fn spec(offer: &v1::Offer) -> JobSpec {
+pub(crate) fn spec(offer: &v1::Offer) -> JobSpec {
     serde_json::from_slice(&offer.spec).unwrap()
 }
 
@@ -254,7 +254,7 @@ fn message(message: FromAgent) -> v1::AgentMessage {
 }
 
 /// The conclusions of a run's jobs by name, and its own.
-pub fn ended(run: &v1::Run) -> (BTreeMap<String, v1::Conclusion>, v1::Conclusion) {
+pub(crate) fn ended(run: &v1::Run) -> (BTreeMap<String, v1::Conclusion>, v1::Conclusion) {
     let jobs = run.jobs.iter().map(|job| (job.name.clone(), job.conclusion()));
     (jobs.collect(), run.conclusion())
 }
