@@ -81,13 +81,14 @@ impl JobLogs {
         self.shared.dir.join(stream.to_string())
     }
 
-    /// Deletes all files.
+    /// Empties all files. They stay: the next job of the slot uses them again, which
+    /// spares the file system an inode for each.
     pub fn remove(&self) {
-        match fs::remove_dir_all(&self.shared.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(dir = %self.shared.dir.display(), %error, "logs cannot be deleted");
+        for stream in self.lengths().into_keys() {
+            let emptied = OpenOptions::new().write(true).truncate(true).open(self.path(stream));
+            if let Err(error) = emptied {
+                tracing::debug!(stream, %error, "log is not emptied");
             }
-            _ => (),
         }
     }
 

@@ -51,8 +51,7 @@ pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer
         () = held.signals.stop.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
         taken = agent.slots.take() => taken,
     };
-    let v1::Lease { job_id, attempt, epoch } = held.lease;
-    let logs = JobLogs::new(agent.home.logs(&format!("{job_id}-{attempt}-{epoch}")));
+    let logs = JobLogs::new(agent.home.logs(slot.index));
     let mut shipping = JoinSet::new();
     let stop_shipping = CancellationToken::new();
     shipping.spawn(ship(agent.agents.client(), held.lease, logs.clone(), stop_shipping.clone()));
@@ -74,7 +73,8 @@ pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer
     }
     stop_shipping.cancel();
     while shipping.join_next().await.is_some() {}
-    clean_up(&agent, slot.index, &logs).await;
+    logs.remove();
+    clean_up(&agent, slot.index).await;
     agent.slots.give(slot, permit);
 }
 
@@ -266,13 +266,11 @@ async fn store_result(agent: &Agent, mut result: JobResult, logs: &JobLogs) -> S
     }
 }
 
-async fn clean_up(agent: &Agent, slot: u32, logs: &JobLogs) {
-    let (root, logs) = (agent.home.slot(slot), logs.clone());
-    let cleaned = blocking(move || {
-        logs.remove();
-        crate::sandbox::remove_tree(&root)
-    });
+/// Removes what the job left on disk.
+async fn clean_up(agent: &Agent, slot: u32) {
+    let (root, user) = (agent.home.slot(slot), agent.config.user.of_slot(slot));
+    let cleaned = blocking(move || Workspace::create(root, user).map(drop));
     if let Ok(Err(error)) = cleaned.await {
-        tracing::warn!(%error, "workspace cannot be removed");
+        tracing::warn!(%error, "workspace cannot be cleared");
     }
 }

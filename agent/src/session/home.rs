@@ -75,9 +75,9 @@ impl Home {
         }
     }
 
-    /// Where an attempt's logs wait.
-    pub(super) fn logs(&self, name: &str) -> PathBuf {
-        self.work.join("logs").join(name)
+    /// Where the logs of a slot's job wait.
+    pub(super) fn logs(&self, slot: u32) -> PathBuf {
+        self.work.join("logs").join(slot.to_string())
     }
 
     /// RUNNER_TOOL_CACHE.

@@ -14,7 +14,7 @@ use super::super::state::JobState;
 use super::super::step::{Executed, StepEnd};
 use super::{flag, input};
 use crate::blocking::blocking;
-use crate::sandbox::remove_tree;
+use crate::workspace::empty;
 
 pub(super) async fn run(
     state: &mut JobState<'_>,
@@ -102,24 +102,6 @@ fn destination(workspace: &Path, path: &str) -> Result<PathBuf, StepEnd> {
         }
     }
     Ok(dest)
-}
-
-/// Removes what is in a folder, as a clean checkout does.
-fn empty(dir: &Path) -> std::io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 fn config(message: String) -> StepEnd {
