@@ -1,6 +1,7 @@
 //! A farm of real processes on a Unix socket, for tests that kill them.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +29,11 @@ impl Farm {
     /// A farm whose program is `stead`, with nothing running yet.
     pub fn new(stead: &str) -> Self {
         // A Unix socket's path is short, so not below the target folder.
-        Self { stead: stead.into(), dir: tempfile::tempdir().expect("make a folder") }
+        let dir = tempfile::tempdir().expect("make a folder");
+        // Jobs run under a user of their own where the agent is root, and write here.
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), open).expect("open the folder to jobs");
+        Self { stead: stead.into(), dir }
     }
 
     /// The folder for what a test writes itself.
