@@ -139,13 +139,12 @@ impl Workspace {
     /// What the file system says, and a file that is too large.
     pub fn take_shared(&self, name: &str) -> io::Result<Vec<u8>> {
         let path = self.shared_file(name);
-        let file =
-            match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
-                Ok(file) => file,
-                // The step deleted it: it said nothing.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                Err(error) => return Err(error),
-            };
+        let file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(&path) {
+            Ok(file) => file,
+            // The step deleted it: it said nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
         let len = file.metadata()?.size();
         if len > FILE_BYTES_MAX {
             return Err(io::Error::new(

@@ -149,6 +149,29 @@ async fn a_second_agent_on_the_same_folder_is_refused() {
     farm.stop().await;
 }
 
+#[tokio::test]
+async fn a_job_of_another_user_owns_its_workspace_and_nothing_of_the_agents() {
+    if !nix::unistd::geteuid().is_root() {
+        let required = std::env::var("STEADING_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|name| name == "root"), "root is required");
+        println!("skipped: only root can run a job as another user");
+        return;
+    }
+    let mut farm = Farm::start_as(RunAs::PerSlotUid { base: 61_000 }).await;
+    farm.hello(&[]).await;
+    let script = "id -u; cd $GITHUB_WORKSPACE && touch mine $RUNNER_TEMP/t $HOME/h; echo o=1 >> $GITHUB_OUTPUT
+        ls $DATA $DATA/work $DATA/work/logs $DATA/../cas 2>/dev/null || echo hidden
+        cat $DATA/work/LOCK 2>/dev/null || echo closed; ln -sf $DATA/../secret $GITHUB_OUTPUT 2>/dev/null || echo kept
+        grep NoNewPrivs /proc/self/status | cut -f2";
+    std::fs::write(farm.dir.path().join("secret"), "leak=yes").unwrap();
+    let script = script.replace("$DATA", &farm.dir.path().join("agent").display().to_string());
+    farm.run(1, &[&script]).await;
+    let report = farm.completed().await;
+    assert_eq!(report.conclusion(), v1::Conclusion::Success, "{}\n{}", report.message, farm.log(1));
+    assert_eq!(farm.log(1), "61000\nhidden\nclosed\nkept\n1\n");
+    farm.stop().await;
+}
+
 /// What the agent did.
 #[derive(Debug)]
 enum Event {
@@ -273,6 +296,7 @@ impl Agents for Coordinator {
 /// One coordinator and one agent.
 struct Farm {
     dir: TempDir,
+    user: RunAs,
     store: Store,
     known: Arc<Mutex<Known>>,
     events: mpsc::Receiver<Event>,
@@ -283,7 +307,14 @@ struct Farm {
 
 impl Farm {
     async fn start() -> Self {
+        Self::start_as(RunAs::SelfUser).await
+    }
+
+    async fn start_as(user: RunAs) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        // Others pass through; temporary folders are closed by themselves.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(dir.path(), open).unwrap();
         let options = StoreOptions { bytes_max: 1 << 30, durable: false };
         let store = Store::open(&dir.path().join("cas"), options).unwrap();
         let (sender, events) = mpsc::channel(1_000);
@@ -299,6 +330,7 @@ impl Farm {
         let shutdown = CancellationToken::new();
         let mut farm = Self {
             dir,
+            user,
             store,
             known,
             events,
@@ -326,7 +358,7 @@ impl Farm {
             resources: Resources { cpu_milli: 1000, memory_mib: 1000 },
             data_dir: self.dir.path().join("agent"),
             blobs: BlobsSetting::Shared(self.store.clone()),
-            user: RunAs::SelfUser,
+            user: self.user,
             program: vec![env!("CARGO_BIN_EXE_steading-agent").to_owned()],
         }
     }

@@ -3,8 +3,9 @@
 mod ship;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -131,12 +132,15 @@ impl JobLogs {
 }
 
 fn create(dir: &Path, path: &Path) -> io::Result<File> {
-    fs::create_dir_all(dir)?;
+    // Logs of other jobs are not for the user of this one.
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     OpenOptions::new().create(true).write(true).truncate(true).open(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -7,6 +7,7 @@
 mod clock;
 mod frames;
 mod host;
+mod system;
 mod tree;
 
 use std::io;
