@@ -29,27 +29,40 @@ pub(crate) enum Decision {
 /// One wait: a lease, and the action in its scope.
 pub(crate) type Wait = (Lease, ProjectName, Digest);
 
+/// By lease, so that the end of one costs nothing to the others.
+type Waiting = BTreeMap<Lease, BTreeMap<(ProjectName, Digest), Vec<oneshot::Sender<Decision>>>>;
+
 /// Everyone who waits at this coordinator. Bounded by the claims in the state.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     /// A second call for the same wait (after a broken connection) joins the first.
-    waiting: Mutex<BTreeMap<Wait, Vec<oneshot::Sender<Decision>>>>,
+    waiting: Mutex<Waiting>,
 }
 
 impl Claims {
     /// Registers a wait. Dropping the receiver ends it.
-    pub(crate) fn wait(&self, wait: Wait) -> oneshot::Receiver<Decision> {
+    pub(crate) fn wait(&self, (lease, scope, action): Wait) -> oneshot::Receiver<Decision> {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.lock();
-        let senders = waiting.entry(wait).or_default();
+        let senders = waiting.entry(lease).or_default().entry((scope, action)).or_default();
         senders.retain(|sender| !sender.is_closed());
         senders.push(sender);
         receiver
     }
 
     /// Tells one wait how it ended.
-    pub(crate) fn decide(&self, wait: &Wait, decision: Decision) {
-        let senders = self.lock().remove(wait);
+    pub(crate) fn decide(&self, (lease, scope, action): &Wait, decision: Decision) {
+        let senders = {
+            let mut waiting = self.lock();
+            let Some(of_lease) = waiting.get_mut(lease) else {
+                return;
+            };
+            let senders = of_lease.remove(&(scope.clone(), *action));
+            if of_lease.is_empty() {
+                waiting.remove(lease);
+            }
+            senders
+        };
         for sender in senders.into_iter().flatten() {
             // Gone: its caller asks again over another connection.
             let _ = sender.send(decision);
@@ -57,35 +70,42 @@ impl Claims {
     }
 
     /// The caller went away: drops what nobody receives any more.
-    pub(crate) fn forget(&self, wait: &Wait) {
+    pub(crate) fn forget(&self, (lease, scope, action): &Wait) {
         let mut waiting = self.lock();
-        if let Some(senders) = waiting.get_mut(wait) {
+        let Some(of_lease) = waiting.get_mut(lease) else {
+            return;
+        };
+        let key = (scope.clone(), *action);
+        if let Some(senders) = of_lease.get_mut(&key) {
             senders.retain(|sender| !sender.is_closed());
             if senders.is_empty() {
-                waiting.remove(wait);
+                of_lease.remove(&key);
             }
+        }
+        if of_lease.is_empty() {
+            waiting.remove(lease);
         }
     }
 
     /// The lease is no more: whatever it waited for.
     pub(crate) fn lease_ended(&self, lease: Lease) {
-        for wait in self.waits_of(lease) {
-            self.decide(&wait, Decision::LeaseEnded);
+        let ended = self.lock().remove(&lease);
+        for sender in ended.into_iter().flatten().flat_map(|(_, senders)| senders) {
+            // Gone, as above.
+            let _ = sender.send(Decision::LeaseEnded);
         }
     }
 
     /// Everyone who waits, to compare with the state after effects were missed.
     pub(crate) fn waits(&self) -> Vec<Wait> {
-        self.lock().keys().cloned().collect()
-    }
-
-    fn waits_of(&self, lease: Lease) -> Vec<Wait> {
         let waiting = self.lock();
-        let of_lease = waiting.keys().filter(|(waiting, _, _)| *waiting == lease);
-        of_lease.cloned().collect()
+        let waits = waiting.iter().flat_map(|(lease, of_lease)| {
+            of_lease.keys().map(|(scope, action)| (*lease, scope.clone(), *action))
+        });
+        waits.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Wait, Vec<oneshot::Sender<Decision>>>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ use crate::replica::{ProposeError, Replica};
 
 /// Most leases that one proposal ends.
 const LEASES_PER_PROPOSAL_MAX: usize = 1_000;
-/// Before a proposal is tried again that the replica had no room for.
+/// Before the fate of a proposal is asked for again.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Runs until `stop`.
@@ -20,29 +20,34 @@ pub(crate) async fn run(
     leases: Arc<Leases>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    loop {
-        let overdue = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            overdue = leases.overdue(LEASES_PER_PROPOSAL_MAX) => overdue,
-        };
-        tracing::warn!(leases = overdue.len(), "leases were not renewed in time");
+    let sweep = async {
         loop {
+            let overdue = leases.overdue(LEASES_PER_PROPOSAL_MAX).await;
+            tracing::warn!(leases = overdue.len(), "leases were not renewed in time");
             match replica.propose(Proposal::ExpireLeases { leases: overdue.clone() }).await {
-                Ok(_) => {
-                    overdue.iter().for_each(|lease| leases.ended(*lease));
-                    break;
-                }
-                // They stay marked, and are not renewed: the proposal may be applied yet. A
-                // new term starts over.
-                Err(ProposeError::NotLeader | ProposeError::Stopped) => break,
+                Ok(_) => overdue.iter().for_each(|lease| leases.ended(*lease)),
                 Err(error) => {
-                    tracing::warn!(%error, "overdue leases were not ended yet");
-                    tokio::select! {
-                        () = stop.cancelled() => return Ok(()),
-                        () = tokio::time::sleep(RETRY) => (),
+                    tracing::warn!(%error, "overdue leases were not ended");
+                    if error == ProposeError::Unknown {
+                        settle(&replica).await;
                     }
+                    leases.not_expired(&overdue);
                 }
             }
+        }
+    };
+    // The sweep itself has no end.
+    stop.run_until_cancelled(sweep).await;
+    Ok(())
+}
+
+/// Waits until a proposal whose answer was lost has been applied or never will be: a
+/// barrier of a later term has passed, or this replica does not lead.
+async fn settle(replica: &Replica) {
+    loop {
+        match replica.read_barrier().await {
+            Ok(()) | Err(ProposeError::NotLeader | ProposeError::Stopped) => return,
+            Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
 }

@@ -77,20 +77,38 @@ impl Leases {
     }
 
     /// A new leader's grace: every lease lasts one full time from now. Called after
-    /// this leader's first commit, with all leases of the state.
+    /// this leader's first commit, with all leases of the state. Those that are being
+    /// expired are the sweep's to decide.
     pub(crate) fn begin_term(&self, leases: impl IntoIterator<Item = Lease>) {
         let deadline = Instant::now() + LEASE;
         let mut inner = self.lock();
-        *inner = Inner::default();
+        inner.deadlines.clear();
+        inner.by_time.clear();
         for lease in leases {
-            inner.set(lease, deadline);
+            if !inner.expiring.contains(&lease) {
+                inner.set(lease, deadline);
+            }
         }
         drop(inner);
         self.changed.notify_one();
     }
 
-    /// Waits until leases are overdue and marks them as expiring, until they end or a
-    /// new term begins. At most `max`.
+    /// These were not expired, and it is certain that they will not be: they count from
+    /// now, as if granted, since another leader may have renewed them meanwhile.
+    pub(crate) fn not_expired(&self, leases: &[Lease]) {
+        let deadline = Instant::now() + LEASE;
+        let mut inner = self.lock();
+        for lease in leases {
+            if inner.expiring.remove(lease) {
+                inner.set(*lease, deadline);
+            }
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Waits until leases are overdue and marks them as expiring, until the caller says
+    /// [`Leases::ended`] or [`Leases::not_expired`]. At most `max`.
     pub(crate) async fn overdue(&self, max: usize) -> Vec<Lease> {
         loop {
             let next = {
@@ -172,6 +190,21 @@ mod tests {
         leases.granted(lease(1));
         assert_eq!(leases.overdue(10).await, [lease(1)]);
         assert_eq!(leases.renew(&[lease(1)]), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_could_not_be_expired_begins_anew() {
+        let leases = Leases::default();
+        leases.granted(lease(1));
+        let overdue = leases.overdue(10).await;
+        // A resync meanwhile changes nothing: the proposal may be applied yet.
+        leases.begin_term([lease(1)]);
+        assert_eq!(leases.renew(&[lease(1)]), []);
+        leases.not_expired(&overdue);
+        let start = Instant::now();
+        assert_eq!(leases.renew(&[lease(1)]), [lease(1)]);
+        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(start.elapsed(), LEASE);
     }
 
     #[tokio::test(start_paused = true)]

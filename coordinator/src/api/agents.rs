@@ -256,6 +256,8 @@ impl AgentsService {
     fn lease_ended(&self, run: Option<RunId>, lease: Lease) {
         self.leases.ended(lease);
         self.claims.lease_ended(lease);
+        // What comes now is refused.
+        self.logs.close(lease.work);
         if let Some(run) = run {
             self.progress.ended(run, lease);
         }
