@@ -39,7 +39,7 @@ pub enum IdentityError {
 
 /// Names a replica and the group that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Random; minted with the group.
     pub cluster_id: String,
     /// Never used twice in a group: an empty disk is a new replica.
@@ -51,7 +51,7 @@ pub struct Identity {
 
 impl Identity {
     /// The first replica of a new group, from 32 random bytes.
-    pub fn first(random: [u8; 32]) -> Self {
+    pub(crate) fn first(random: [u8; 32]) -> Self {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             cluster_id: hex(&random[..16]),
@@ -62,7 +62,7 @@ impl Identity {
     }
 
     /// The id that this replica's log carries in every frame.
-    pub fn log_id(&self) -> LogId {
+    pub(crate) fn log_id(&self) -> LogId {
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::hash(self.storage_id.as_bytes()).as_bytes()[..16]);
         LogId(id)
@@ -73,7 +73,7 @@ impl Identity {
     /// # Errors
     ///
     /// [`IdentityError`].
-    pub fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Self>, IdentityError> {
+    pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Self>, IdentityError> {
         let path = dir.join(FILE);
         let file = match vfs.open(&path) {
             Ok(file) => file,
@@ -94,7 +94,7 @@ impl Identity {
     /// # Errors
     ///
     /// [`IdentityError::Io`].
-    pub fn store(&self, vfs: &dyn Vfs, dir: &Path) -> Result<(), IdentityError> {
+    pub(crate) fn store(&self, vfs: &dyn Vfs, dir: &Path) -> Result<(), IdentityError> {
         let path = dir.join(FILE);
         let tmp = dir.join("node.json.tmp");
         let bytes = serde_json::to_vec_pretty(self)

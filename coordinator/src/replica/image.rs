@@ -15,7 +15,7 @@ use super::wal::Position;
 
 /// Largest row, bytes. Larger values would go to files of their own in sled, which it
 /// never syncs.
-pub const ROW_BYTES_MAX: usize = 256 << 10;
+pub(crate) const ROW_BYTES_MAX: usize = 256 << 10;
 
 /// Key of the row that says what the others are.
 const META_KEY: &[u8] = b"m";
@@ -27,7 +27,7 @@ const ROW_PREFIX: u8 = b's';
 const DIGEST_BYTES: usize = 16;
 
 /// A row: key and value; `None` removes it.
-pub type Write = (Vec<u8>, Option<Vec<u8>>);
+pub(crate) type Write = (Vec<u8>, Option<Vec<u8>>);
 
 /// Why the image is of no use. Never a reason not to start.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub trait ImageStore: Debug + Send {
 
 /// What the image is an image of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageMeta {
+pub(crate) struct ImageMeta {
     pub applied: Position,
     pub membership: Membership,
     pub chain: [u8; 32],
@@ -94,14 +94,14 @@ record! { MetaRow { index, term, membership, chain, rows, sum_low, sum_high } }
 
 /// The image, with the digest over all of its rows.
 #[derive(Debug)]
-pub struct Image {
+pub(crate) struct Image {
     store: Box<dyn ImageStore>,
     rows: u64,
     sum: u128,
 }
 
 impl Image {
-    pub fn new(store: Box<dyn ImageStore>) -> Self {
+    pub(crate) fn new(store: Box<dyn ImageStore>) -> Self {
         Self { store, rows: 0, sum: 0 }
     }
 
@@ -110,7 +110,7 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError`]; then the image should be set aside.
-    pub fn load(&mut self) -> Result<Option<(ImageMeta, State)>, ImageError> {
+    pub(crate) fn load(&mut self) -> Result<Option<(ImageMeta, State)>, ImageError> {
         let mut meta = None;
         let mut rows = Vec::new();
         let mut sum = 0u128;
@@ -155,7 +155,7 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError`]; then the image should be set aside.
-    pub fn write(&mut self, meta: &ImageMeta, writes: Vec<Write>) -> Result<(), ImageError> {
+    pub(crate) fn write(&mut self, meta: &ImageMeta, writes: Vec<Write>) -> Result<(), ImageError> {
         let mut batch = Vec::with_capacity(writes.len() + 1);
         let (mut rows, mut sum) = (self.rows, self.sum);
         for (key, value) in writes {
@@ -200,7 +200,7 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError::Store`].
-    pub fn empty(&mut self) -> Result<(), ImageError> {
+    pub(crate) fn empty(&mut self) -> Result<(), ImageError> {
         let mut found = false;
         match self.store.scan(&mut |_, _| found = true) {
             Ok(()) if !found => {
@@ -216,7 +216,7 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError::Store`].
-    pub fn set_aside(&mut self) -> Result<(), ImageError> {
+    pub(crate) fn set_aside(&mut self) -> Result<(), ImageError> {
         (self.rows, self.sum) = (0, 0);
         self.store.set_aside()
     }

@@ -19,7 +19,7 @@ const SNAPSHOTS_KEPT: usize = 2;
 #[derive(Debug)]
 pub(crate) enum Job {
     Checkpoint { meta: ImageMeta, writes: Writes },
-    Snapshot { header: Header, state: State },
+    Snapshot { header: Header, state: Box<State> },
     Remove(Vec<PathBuf>),
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Writes {
     /// What changed since the last checkpoint, which succeeded.
     Changes(Vec<Write>),
     /// Everything, into an empty image.
-    All(State),
+    All(Box<State>),
 }
 
 /// How it ended. Failures are logged here; what they mean is decided by the node.

@@ -44,12 +44,14 @@ impl Log {
             .filter(|entry| entry.index > base.index)
             .collect();
         let last = entries.back().map_or(base.index, |entry| entry.index);
-        let mut hard_state = HardState::default();
-        hard_state.term = recovered.promise.term;
-        hard_state.vote = recovered.promise.vote;
-        // A commit is written lazily, so it may be behind what was applied; and it may be
-        // of a write whose entries were torn off.
-        hard_state.commit = recovered.promise.commit.clamp(base.index, last);
+        let hard_state = HardState {
+            term: recovered.promise.term,
+            vote: recovered.promise.vote,
+            // A commit is written lazily, so it may be behind what was applied; and it may be
+            // of a write whose entries were torn off.
+            commit: recovered.promise.commit.clamp(base.index, last),
+            ..HardState::default()
+        };
         Self {
             wal,
             base,

@@ -41,12 +41,13 @@ impl From<&ConfState> for Membership {
 
 impl From<&Membership> for ConfState {
     fn from(membership: &Membership) -> Self {
-        let mut state = Self::default();
-        state.voters = membership.voters.clone();
-        state.learners = membership.learners.clone();
-        state.voters_outgoing = membership.voters_outgoing.clone();
-        state.learners_next = membership.learners_next.clone();
-        state.auto_leave = membership.auto_leave;
-        state
+        Self {
+            voters: membership.voters.clone(),
+            learners: membership.learners.clone(),
+            voters_outgoing: membership.voters_outgoing.clone(),
+            learners_next: membership.learners_next.clone(),
+            auto_leave: membership.auto_leave,
+            ..Self::default()
+        }
     }
 }

@@ -184,7 +184,7 @@ impl Replica {
             ticks: 0,
             wrote: now,
             left: None,
-            lock,
+            _lock: lock,
         };
         let thread = spawn("replica", move || thread.run())?;
         Ok((Self { input, stop, view, changes: watching }, ReplicaThread(thread), consumer))

@@ -383,14 +383,14 @@ impl Node {
         let job = if !keeping.remove.is_empty() {
             Job::Remove(std::mem::take(&mut keeping.remove))
         } else if log >= keeping.snapshot_at_bytes {
-            Job::Snapshot { header: header(), state: self.state.clone() }
+            Job::Snapshot { header: header(), state: Box::new(self.state.clone()) }
         } else if keeping.checkpoint_is_due(clock_ms) {
             let Header { at, membership, chain } = header();
             (keeping.entries, keeping.since_ms) = (0, None);
             // Taken in any case, so that they do not pile up.
             let changes = self.state.take_writes();
             let writes = if keeping.whole {
-                Writes::All(self.state.clone())
+                Writes::All(Box::new(self.state.clone()))
             } else {
                 Writes::Changes(changes)
             };

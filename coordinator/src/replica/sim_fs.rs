@@ -113,12 +113,12 @@ impl Inode {
     }
 
     fn sync(&mut self) {
+        self.durable.resize(self.bytes.len(), 0);
         for sector in std::mem::take(&mut self.dirty).into_keys() {
             let from = sector * SECTOR;
             let to = (from + SECTOR).min(self.bytes.len());
-            self.persist(from, &self.bytes[from..to].to_vec());
+            self.durable[from..to].copy_from_slice(&self.bytes[from..to]);
         }
-        self.durable.resize(self.bytes.len(), 0);
     }
 
     fn persist(&mut self, from: usize, bytes: &[u8]) {

@@ -48,7 +48,7 @@ pub enum SnapshotError {
 
 /// What the snapshot is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     pub at: Position,
     pub membership: Membership,
     pub chain: [u8; 32],
@@ -69,7 +69,7 @@ record! { HeaderRow { index, term, membership, chain } }
 /// # Errors
 ///
 /// [`SnapshotError`]; nothing counts then, and the next try begins anew.
-pub fn write(
+pub(crate) fn write(
     vfs: &dyn Vfs,
     dir: &Path,
     header: &Header,
@@ -109,7 +109,7 @@ pub fn write(
 /// # Errors
 ///
 /// [`SnapshotError`].
-pub fn load(vfs: &dyn Vfs, path: &Path) -> Result<(Header, State), SnapshotError> {
+pub(crate) fn load(vfs: &dyn Vfs, path: &Path) -> Result<(Header, State), SnapshotError> {
     let mut rows = Vec::new();
     let header = read(vfs, path, &mut |key, value| {
         rows.push((key.to_vec(), value.to_vec()));
@@ -127,7 +127,7 @@ pub fn load(vfs: &dyn Vfs, path: &Path) -> Result<(Header, State), SnapshotError
 /// # Errors
 ///
 /// [`SnapshotError::Io`].
-pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<(Position, PathBuf)>, SnapshotError> {
+pub(crate) fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<(Position, PathBuf)>, SnapshotError> {
     let names = vfs.list(dir).map_err(io_error("read", dir))?;
     let mut found: Vec<(Position, PathBuf)> =
         names.iter().filter_map(|name| Some((position_of(name)?, dir.join(name)))).collect();
@@ -140,7 +140,7 @@ pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<(Position, PathBuf)>, Snaps
 /// # Errors
 ///
 /// [`SnapshotError::Io`].
-pub fn prune(vfs: &dyn Vfs, dir: &Path, keep: usize) -> Result<(), SnapshotError> {
+pub(crate) fn prune(vfs: &dyn Vfs, dir: &Path, keep: usize) -> Result<(), SnapshotError> {
     let old = list(vfs, dir)?.into_iter().skip(keep).map(|(_, path)| path);
     let names = vfs.list(dir).map_err(io_error("read", dir))?;
     let unfinished = names.iter().filter(|name| name.ends_with(".tmp")).map(|name| dir.join(name));

@@ -66,7 +66,7 @@ pub(crate) struct Thread {
     /// Gathered, but too much for one entry.
     pub(crate) left: Option<Input>,
     /// Held as long as files may be written.
-    pub(crate) lock: DirLock,
+    pub(crate) _lock: DirLock,
 }
 
 #[derive(Default)]

@@ -16,16 +16,16 @@ use bytes::Bytes;
 use steading_model::codec::{Decode, DecodeError, Encode, Reader};
 
 /// Bytes before the payload.
-pub const HEADER: usize = 32;
+pub(crate) const HEADER: usize = 32;
 
 /// Frames begin at multiples of this, bytes.
-pub const ALIGN: usize = 8;
+pub(crate) const ALIGN: usize = 8;
 
 /// The one format there is. An intact frame of another one is refused, never wiped.
-pub const KIND: u32 = 1;
+pub(crate) const KIND: u32 = 1;
 
 /// The last kind of entry: 0 normal, 1 and 2 changes of membership.
-pub const ENTRY_KIND_MAX: u8 = 2;
+pub(crate) const ENTRY_KIND_MAX: u8 = 2;
 
 /// Names a log; random, from the replica's `node.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub enum Record {
 
 /// A frame that was read.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Frame<'a> {
+pub(crate) struct Frame<'a> {
     pub kind: u32,
     pub seq: u64,
     pub synced: u64,
@@ -82,7 +82,7 @@ pub struct Frame<'a> {
 }
 
 /// Appends a frame to `out`, which must end where a frame may begin.
-pub fn write(
+pub(crate) fn write(
     out: &mut Vec<u8>,
     id: LogId,
     seq: u64,
@@ -106,12 +106,12 @@ pub fn write(
 }
 
 /// Bytes of a frame with `payload` bytes of payload.
-pub const fn size_of(payload: usize) -> usize {
+pub(crate) const fn size_of(payload: usize) -> usize {
     HEADER + payload.next_multiple_of(ALIGN)
 }
 
 /// Reads the frame that begins with `bytes`, if one does.
-pub fn read(id: LogId, bytes: &[u8]) -> Option<Frame<'_>> {
+pub(crate) fn read(id: LogId, bytes: &[u8]) -> Option<Frame<'_>> {
     let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..at + 4)?.first_chunk()?));
     let long = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..at + 8)?.first_chunk()?));
     if word(0)? != id.mark() {
@@ -133,7 +133,7 @@ pub fn read(id: LogId, bytes: &[u8]) -> Option<Frame<'_>> {
 }
 
 /// The highest `synced` of any frame in `bytes`, wherever it begins.
-pub fn highest_synced(id: LogId, bytes: &[u8]) -> Option<u64> {
+pub(crate) fn highest_synced(id: LogId, bytes: &[u8]) -> Option<u64> {
     let mark = id.mark().to_le_bytes();
     let mut highest = None;
     let mut at = 0;
@@ -159,13 +159,13 @@ pub fn highest_synced(id: LogId, bytes: &[u8]) -> Option<u64> {
 const BLOCK: usize = 4096;
 
 /// Whether all bytes are zero. By comparison of blocks, which is fast in every build.
-pub fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     bytes.chunks(BLOCK).all(|block| *block == ZEROS[..block.len()])
 }
 
 /// How many bytes there are up to the last one that is not zero.
-pub fn used(bytes: &[u8]) -> usize {
+pub(crate) fn used(bytes: &[u8]) -> usize {
     let mut end = bytes.len();
     while end > 0 {
         let from = (end - 1) / BLOCK * BLOCK;
@@ -286,7 +286,7 @@ fn decode_bytes(reader: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
 /// # Errors
 ///
 /// Any [`DecodeError`]; never for a payload that [`write`] made.
-pub fn records(payload: &[u8]) -> Result<Vec<Record>, DecodeError> {
+pub(crate) fn records(payload: &[u8]) -> Result<Vec<Record>, DecodeError> {
     let mut reader = Reader::new(payload);
     let mut records = Vec::new();
     while !reader.is_empty() {

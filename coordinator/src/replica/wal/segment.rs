@@ -10,7 +10,8 @@ use super::{SEGMENT_BYTES_MIN, WalError, WalOptions, io_error};
 /// How much is zeroed with one write, bytes.
 const ZERO_WRITE_BYTES: usize = 1 << 20;
 
-pub(super) type Prepared = Result<(Box<dyn VfsFile>, u64), WalError>;
+/// A segment's file and size.
+pub(super) type Made = (Box<dyn VfsFile>, u64);
 
 /// The segment after the one that is written to.
 #[derive(Debug, Default)]
@@ -18,7 +19,7 @@ pub(super) enum Next {
     #[default]
     None,
     Ready(Box<dyn VfsFile>, u64),
-    Making(JoinHandle<Prepared>),
+    Making(JoinHandle<Result<Made, WalError>>),
 }
 
 impl Next {
@@ -52,7 +53,7 @@ impl Next {
     /// # Errors
     ///
     /// None: one that could not be made ahead is `Ok(None)`, and made again by the caller.
-    pub(super) fn finish(self) -> Result<Option<(Box<dyn VfsFile>, u64)>, WalError> {
+    pub(super) fn finish(self) -> Result<Option<Made>, WalError> {
         match self {
             Self::None => Ok(None),
             Self::Ready(file, size) => Ok(Some((file, size))),
