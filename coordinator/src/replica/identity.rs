@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::vfs::{Vfs, read_all};
+use super::vfs::{RealFs, Vfs, read_all};
 use super::wal::LogId;
 
 /// The one format of the directory that this version reads.
@@ -118,7 +118,7 @@ impl DirLock {
     ///
     /// [`IdentityError::Locked`] if another process has it, [`IdentityError::Io`].
     pub fn take(dir: &Path) -> Result<Self, IdentityError> {
-        std::fs::create_dir_all(dir).map_err(io_error("make", dir))?;
+        RealFs.create_dir(dir).map_err(io_error("make", dir))?;
         let path = dir.join("LOCK");
         let file = File::options()
             .create(true)

@@ -12,11 +12,11 @@ const CACHE_BYTES: u64 = 32 << 20;
 /// How many images that were set aside are kept for people to look at.
 const SET_ASIDE_MAX: u32 = 3;
 
-/// sled in a directory of its own.
+/// sled in a directory of its own, which is made with the first checkpoint: most runs
+/// on a laptop end before one is due, and need not wait for sled.
 #[derive(Debug)]
 pub struct SledStore {
     dir: PathBuf,
-    /// `None` once it failed: sled's errors last as long as the handle.
     open: Option<Open>,
 }
 
@@ -33,28 +33,25 @@ impl SledStore {
     ///
     /// # Errors
     ///
-    /// [`ImageError::Store`] if not even an empty one can be made.
+    /// [`ImageError::Store`] if what is there cannot even be set aside.
     pub fn open(dir: PathBuf) -> Result<Self, ImageError> {
         let mut store = Self { open: None, dir };
-        match open(&store.dir) {
-            Ok(open) => store.open = Some(open),
-            Err(error) => {
-                tracing::warn!(dir = %store.dir.display(), %error, "image cannot be opened, it is set aside");
-                store.set_aside()?;
+        if store.dir.exists() {
+            match open(&store.dir) {
+                Ok(open) => store.open = Some(open),
+                Err(error) => {
+                    tracing::warn!(dir = %store.dir.display(), %error, "image cannot be opened, it is set aside");
+                    store.set_aside()?;
+                }
             }
         }
         Ok(store)
-    }
-
-    fn db(&self) -> Result<&sled::Db, ImageError> {
-        let open = self.open.as_ref();
-        Ok(&open.ok_or_else(|| ImageError::Store("it failed before".into()))?.db)
     }
 }
 
 impl ImageStore for SledStore {
     fn scan(&self, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), ImageError> {
-        let db = self.db()?;
+        let Some(Open { db, .. }) = &self.open else { return Ok(()) };
         guard(|| {
             for row in db.iter() {
                 let (key, value) = row?;
@@ -65,7 +62,7 @@ impl ImageStore for SledStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
-        let db = self.db()?;
+        let Some(Open { db, .. }) = &self.open else { return Ok(None) };
         Ok(guard(|| db.get(key))?.map(|value| value.to_vec()))
     }
 
@@ -77,28 +74,30 @@ impl ImageStore for SledStore {
                 None => sled_batch.remove(key),
             }
         }
-        let db = self.db()?;
+        let Open { db, file } = match &mut self.open {
+            Some(open) => open,
+            // It could not be set aside, and old rows must not get between new ones.
+            None if self.dir.exists() => {
+                return Err(ImageError::Store("an image that failed is in the way".into()));
+            }
+            none => none.insert(open(&self.dir)?),
+        };
         guard(|| {
             db.apply_batch(sled_batch)?;
             db.flush()
         })?;
-        match &self.open {
-            Some(open) => {
-                open.file.sync_data().map_err(|error| ImageError::Store(error.to_string()))
-            }
-            None => Ok(()),
-        }
+        file.sync_data().map_err(|error| ImageError::Store(error.to_string()))
     }
 
     fn set_aside(&mut self) -> Result<(), ImageError> {
+        // sled's errors last as long as the handle.
         self.open = None;
-        let failed = |error: std::io::Error| ImageError::Store(error.to_string());
         if self.dir.exists() {
             let aside = free_name(&self.dir);
-            std::fs::rename(&self.dir, &aside).map_err(failed)?;
+            std::fs::rename(&self.dir, &aside)
+                .map_err(|error| ImageError::Store(error.to_string()))?;
             remove_beyond(&aside);
         }
-        self.open = Some(open(&self.dir)?);
         Ok(())
     }
 }

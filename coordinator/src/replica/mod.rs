@@ -183,7 +183,6 @@ impl Replica {
             started: now,
             ticks: 0,
             wrote: now,
-            left: None,
             _lock: lock,
         };
         let thread = spawn("replica", move || thread.run())?;

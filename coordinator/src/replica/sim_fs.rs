@@ -343,8 +343,6 @@ impl Vfs for SimFs {
         Ok(names.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
     }
 
-    /// Directories are durable at once: they are made once in a replica's life,
-    /// and each is synced by its parent's owner.
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
         if disk.burn()? {

@@ -63,8 +63,6 @@ pub(crate) struct Thread {
     pub(crate) started: Instant,
     pub(crate) ticks: u64,
     pub(crate) wrote: Instant,
-    /// Gathered, but too much for one entry.
-    pub(crate) left: Option<Input>,
     /// Held as long as files may be written.
     pub(crate) _lock: DirLock,
 }
@@ -119,16 +117,9 @@ impl Thread {
     fn gather(&mut self) -> Wave {
         let mut wave = Wave::default();
         let mut bytes = 0;
-        let mut next = match self.left.take() {
-            Some(input) => Some(input),
-            None => match self.input.try_recv() {
-                Ok(input) => Some(input),
-                Err(TryRecvError::Empty) => self.wait(),
-                Err(TryRecvError::Disconnected) => {
-                    self.stop.store(true, Ordering::Release);
-                    None
-                }
-            },
+        let mut next = match self.input.try_recv() {
+            Ok(input) => Some(input),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => self.wait(),
         };
         while let Some(input) = next {
             match input {

@@ -22,7 +22,8 @@ pub trait Vfs: Debug + Send + Sync {
     /// The names in a directory, sorted.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
-    /// Makes a directory and its parents; one that is there is fine.
+    /// Makes a directory and its parents, durable with their names; one that is
+    /// there is fine.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Gives a file another name in the same directory, replacing what has that name.
@@ -103,7 +104,18 @@ impl Vfs for RealFs {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(dir)
+        let missing: Vec<&Path> = dir
+            .ancestors()
+            .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+            .collect();
+        std::fs::create_dir_all(dir)?;
+        for made in missing.iter().rev() {
+            match made.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => self.sync_dir(parent)?,
+                _ => self.sync_dir(Path::new("."))?,
+            }
+        }
+        Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
