@@ -33,9 +33,11 @@ async fn measure(stead: &Path, scratch: &Path, disk: &Disk) -> anyhow::Result<()
     // A Unix socket's path is 108 bytes at most, so it does not go into the scratch folder.
     let socket_dir = tempfile::tempdir()?;
     let endpoint = format!("unix:{}", socket_dir.path().join("s").display());
-    let _coordinator = process(stead, &["coordinator", "--listen", &endpoint], scratch, "coordinator")?;
+    let _coordinator =
+        process(stead, &["coordinator", "--listen", &endpoint], scratch, "coordinator")?;
     let channel = connect(socket_dir.path().join("s")).await?;
-    let _agent = process(stead, &["agent", "--coordinator", &endpoint], scratch, "agent")?;
+    let _agent =
+        process(stead, &["agent", "--user", "self", "--coordinator", &endpoint], scratch, "agent")?;
     let mut client = PipelinesClient::new(channel);
     let started_file = scratch.join("started");
     let mut samples = Vec::new();
@@ -79,8 +81,7 @@ async fn one(
         .await?
         .into_inner()
         .run_id;
-    let mut watch =
-        client.watch_run(v1::WatchRunRequest { run_id, token: 0 }).await?.into_inner();
+    let mut watch = client.watch_run(v1::WatchRunRequest { run_id, token: 0 }).await?.into_inner();
     let mut conclusion = v1::Conclusion::Unspecified;
     while let Some(event) = watch.message().await? {
         conclusion = event.run.map(|run| run.conclusion()).unwrap_or_default();

@@ -1,12 +1,13 @@
 //! Durable proposals per second through one replica in this process.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use steading_coordinator::replica::{Options, Replica};
-use steading_core::{NewRun, Proposal, Request};
-use steading_model::Digest;
+use steading_core::{NewAgent, Proposal};
+use steading_model::{Provisioning, Resources};
 
 use crate::disk::Disk;
 use crate::report;
@@ -16,10 +17,11 @@ const PERIOD: Duration = Duration::from_secs(3);
 
 /// Prints proposals per second and latency with 1, 16 and 256 clients.
 pub(crate) fn proposals(scratch: &Path, disk: &Disk) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for clients in [1, 16, 256] {
         let dir = scratch.join(format!("replica-{clients}"));
-        let (replica, thread, mut notices) = Replica::start(Options::new(dir))?;
+        let (replica, thread, mut notices) = Replica::start(Options::server(dir))?;
         let mut samples = runtime.block_on(async {
             let mut set = tokio::task::JoinSet::new();
             set.spawn(async move {
@@ -61,39 +63,27 @@ pub(crate) fn proposals(scratch: &Path, disk: &Disk) -> anyhow::Result<()> {
 
 async fn propose_until(replica: Replica, client: usize, deadline: Instant) -> Vec<Duration> {
     let mut samples = Vec::new();
-    let mut count = 0u64;
     while Instant::now() < deadline {
-        let proposal = admit(client, count);
+        let proposal = register(client);
         let start = Instant::now();
-        if replica.propose(proposal).await.is_err() {
-            break;
-        }
+        replica.propose(proposal).await.expect("an agent may always register");
         samples.push(start.elapsed());
-        count += 1;
     }
     samples
 }
 
-/// A small run without jobs: a real submission's row, request id and answer.
-fn admit(client: usize, count: u64) -> Proposal {
-    let digest = Digest { hash: [7; 32], size: 7 };
-    let name = |text: String| text.parse().expect("letters and digits are a name");
-    Proposal::AdmitRun {
-        run: NewRun {
-            request: Request {
-                project: "default".parse().expect("a name"),
-                principal: "bench".parse().expect("a name"),
-                id: name(format!("c{client}-{count}")),
-                body: digest,
-            },
-            name: "bench".into(),
-            file: "bench.yml".into(),
-            submission: digest,
-            dialect: "2026-08".into(),
-            priority: 0,
+/// One more start of an agent: a small proposal that leaves the state no larger.
+fn register(client: usize) -> Proposal {
+    Proposal::RegisterAgent {
+        agent: NewAgent {
+            name: format!("agent-{client}"),
+            pool: "bench".into(),
+            provisioning: Provisioning::OnDemand,
+            labels: vec!["linux".into()],
+            slots: 1,
+            resources: Resources::default(),
+            cache_endpoint: String::new(),
+            properties: BTreeMap::new(),
         },
-        jobs: Vec::new(),
-        sealed: true,
-        complete: true,
     }
 }

@@ -74,7 +74,8 @@ pub(crate) fn thousand(stead: &Path, scratch: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-const CACHED_STEP: &str = "      - run: 'true'\n        x-steading: {cache: {inputs: [], outputs: []}}\n";
+const CACHED_STEP: &str =
+    "      - run: 'true'\n        x-steading: {cache: {inputs: [], outputs: []}}\n";
 
 /// A folder with one pipeline of `keys` × `legs` jobs of this one step.
 fn project(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::json;
-use steading_cas::tree::{self, Mode};
+use steading_cas::tree::{self, Materialize};
 use steading_cas::{Store, StoreOptions, source};
 
 use crate::report;
@@ -52,11 +52,15 @@ pub(crate) fn measure(scratch: &Path) -> anyhow::Result<()> {
         let at = |name: &str| scratch.join(format!("{name}-{round}"));
         figures[0].push(copy(&dir, &at("cp-al"), "-al")?);
         figures[1].push(
-            timed(|| tree::materialize(&store, &snapshot.root, &at("lower"), Mode::ReadOnlyLower))?.0,
+            timed(|| tree::materialize(&store, &snapshot.root, &at("lower"), &Materialize::LOWER))?
+                .0,
         );
         figures[2].push(copy(&dir, &at("cp-a"), "-a")?);
         figures[3].push(
-            timed(|| tree::materialize(&store, &snapshot.root, &at("writable"), Mode::Writable))?.0,
+            timed(|| {
+                tree::materialize(&store, &snapshot.root, &at("writable"), &Materialize::WRITABLE)
+            })?
+            .0,
         );
     }
     let [link, lower, plain, writable] =
