@@ -23,28 +23,17 @@ pub(crate) fn proposals(scratch: &Path, disk: &Disk) -> anyhow::Result<()> {
         let dir = scratch.join(format!("replica-{clients}"));
         let (replica, thread, mut notices) = Replica::start(Options::server(dir))?;
         let mut samples = runtime.block_on(async {
-            let mut set = tokio::task::JoinSet::new();
-            set.spawn(async move {
-                while notices.recv().await.is_some() {}
-                Vec::new()
-            });
+            let mut drain = tokio::task::JoinSet::new();
+            drain.spawn(async move { while notices.recv().await.is_some() {} });
             let deadline = Instant::now() + PERIOD;
+            let mut set = tokio::task::JoinSet::new();
             for client in 0..clients {
                 set.spawn(propose_until(replica.clone(), client, deadline));
             }
-            let mut samples = Vec::new();
-            for _ in 0..=clients {
-                if samples.is_empty() || set.len() > 1 {
-                    if let Some(Ok(more)) = set.join_next().await {
-                        samples.extend(more);
-                    }
-                }
-            }
-            set.abort_all();
-            samples
+            set.join_all().await.concat()
         });
         replica.stop();
-        thread.join();
+        thread.join()?;
         let p50 = report::percentile(&mut samples, 0.5);
         report::print(
             "durable_proposals",

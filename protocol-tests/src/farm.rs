@@ -49,8 +49,10 @@ impl Farm {
     /// Starts the coordinator, again on the same data if it ran before.
     pub fn coordinator(&self) -> Process {
         let listen = self.endpoint();
-        let process =
-            self.start("coordinator", &["coordinator", "--data-dir", "coordinator", "--listen", &listen]);
+        let process = self.start(
+            "coordinator",
+            &["coordinator", "--data-dir", "coordinator", "--listen", &listen],
+        );
         let socket = self.dir().join("s");
         wait_for("the coordinator's socket", || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
@@ -63,7 +65,17 @@ impl Farm {
         let endpoint = self.endpoint();
         self.start(
             name,
-            &["agent", "--coordinator", &endpoint, "--data-dir", name, "--name", name, "--slots", "2"],
+            &[
+                "agent",
+                "--coordinator",
+                &endpoint,
+                "--data-dir",
+                name,
+                "--name",
+                name,
+                "--slots",
+                "2",
+            ],
         )
     }
 
@@ -83,7 +95,11 @@ impl Farm {
     pub fn submit(&self, project: &Path) -> Process {
         let endpoint = self.endpoint();
         let project = project.display().to_string();
-        self.spawn("submit", &["submit", "--coordinator", &endpoint, "--wait", "--json", &project], true)
+        self.spawn(
+            "submit",
+            &["submit", "--coordinator", &endpoint, "--wait", "--json", &project],
+            true,
+        )
     }
 
     /// Runs `stead` with these arguments to its end.
@@ -106,7 +122,8 @@ impl Farm {
             .append(true)
             .open(self.dir().join(format!("{name}.log")))
             .expect("open a log");
-        let out = if capture { Stdio::piped() } else { log.try_clone().expect("share a log").into() };
+        let out =
+            if capture { Stdio::piped() } else { log.try_clone().expect("share a log").into() };
         let child = self
             .program(args)
             .stdout(out)

@@ -43,7 +43,10 @@ jobs:
 
 const FILES: &[(&str, &str)] = &[
     ("main.c", "#include \"greet.h\"\nint main(void) { return greet(); }\n"),
-    ("greet.c", "#include <stdio.h>\n#include \"greet.h\"\nint greet(void) { return puts(\"hello\") < 0; }\n"),
+    (
+        "greet.c",
+        "#include <stdio.h>\n#include \"greet.h\"\nint greet(void) { return puts(\"hello\") < 0; }\n",
+    ),
     ("greet.h", "int greet(void);\n"),
     ("words/a.txt", "a\n"),
     ("words/b.txt", "b\n"),
@@ -129,7 +132,9 @@ fn a_cached_step_that_lacks_an_input_names_it() {
 #[test]
 fn a_job_cannot_change_what_the_next_one_restores() {
     let Some(place) = Place::new() else { return };
-    let vandal = format!("{PIPELINE}      - name: spoil what was restored\n        run: |\n          echo spoilt >> main.o\n          chmod 777 greet.o\n          echo spoilt >> main.c\n          rm program said\n");
+    let vandal = format!(
+        "{PIPELINE}      - name: spoil what was restored\n        run: |\n          echo spoilt >> main.o\n          chmod 777 greet.o\n          echo spoilt >> main.c\n          rm program said\n"
+    );
     place.write(".steading/pipelines/main.yml", &vandal);
     place.check("the first run", 4, 0);
     place.check("the next restores it unspoilt", 0, 4);

@@ -130,9 +130,8 @@ fn long_project(farm: &Farm) -> std::path::PathBuf {
 fn assert_log_has_no_gap(farm: &Farm) {
     let out = farm.stead(&["logs", "--coordinator", &farm.endpoint(), "1"]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let number = |line: &str, word: &str| -> Option<u64> {
-        line.rsplit_once(word)?.1.trim().parse().ok()
-    };
+    let number =
+        |line: &str, word: &str| -> Option<u64> { line.rsplit_once(word)?.1.trim().parse().ok() };
     let lines: Vec<u64> = text.lines().filter_map(|line| number(line, "line ")).collect();
     let last = text.lines().find_map(|line| number(line, "last ")).expect("the last line");
     assert!(last > 0);
