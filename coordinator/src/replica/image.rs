@@ -1,11 +1,13 @@
 //! The image of the state on disk: what a start loads before it replays the log.
 //! It can always be made again from a snapshot and the log, so it is believed only
 //! after every row was checked, and set aside otherwise.
+#![cfg_attr(
+    not(any(test, feature = "testkit")),
+    allow(unreachable_pub, reason = "reached from outside by tests only")
+)]
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use steading_core::State;
 use steading_model::codec::{Decode, DecodeError, Encode, record};
@@ -238,45 +240,6 @@ const fn low(sum: u128) -> u64 {
 
 const fn high(sum: u128) -> u64 {
     (sum >> 64) as u64
-}
-
-/// The twin of sled for the simulator: rows in memory, which clones share.
-#[derive(Clone, Debug, Default)]
-pub struct MemStore(Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>);
-
-impl MemStore {
-    /// Runs over the rows as they are on "disk": for tests that damage them.
-    pub fn with<T>(&self, run: impl FnOnce(&mut BTreeMap<Vec<u8>, Vec<u8>>) -> T) -> T {
-        run(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl ImageStore for MemStore {
-    fn scan(&self, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), ImageError> {
-        self.with(|rows| rows.iter().for_each(|(key, value)| each(key, value)));
-        Ok(())
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
-        Ok(self.with(|rows| rows.get(key).cloned()))
-    }
-
-    fn write(&mut self, batch: Vec<Write>) -> Result<(), ImageError> {
-        self.with(|rows| {
-            for (key, value) in batch {
-                match value {
-                    Some(value) => rows.insert(key, value),
-                    None => rows.remove(&key),
-                };
-            }
-        });
-        Ok(())
-    }
-
-    fn set_aside(&mut self) -> Result<(), ImageError> {
-        self.with(BTreeMap::clear);
-        Ok(())
-    }
 }
 
 /// A directory's name with a number that is free: `image.bad.3`.

@@ -1,4 +1,8 @@
 //! The image in sled: one tree, one batch a checkpoint.
+#![cfg_attr(
+    not(any(test, feature = "testkit")),
+    allow(unreachable_pub, reason = "reached from outside by tests only")
+)]
 
 use std::fs::File;
 use std::panic::AssertUnwindSafe;

@@ -7,6 +7,8 @@
 
 mod identity;
 mod image;
+#[cfg(any(test, feature = "testkit"))]
+mod image_memory;
 mod image_sled;
 mod keeper;
 mod log;

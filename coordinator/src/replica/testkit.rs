@@ -9,7 +9,8 @@ use steading_model::Timestamp;
 use steading_model::codec::Encode;
 use tokio::sync::oneshot;
 
-pub use super::image::{ImageStore, MemStore};
+pub use super::image::ImageStore;
+pub use super::image_memory::MemStore;
 pub use super::image_sled::SledStore;
 
 use super::ProposeError;
