@@ -4,6 +4,7 @@
 mod actions;
 mod blobs;
 pub mod client;
+mod dir;
 pub mod hash;
 mod memo;
 mod remote;
@@ -15,5 +16,6 @@ pub mod tree;
 
 pub use actions::{ActionCache, ActionCacheError, ActionEntry, RESULT_BYTES_MAX};
 pub use blobs::{Blobs, BlobsError, FetchedTree};
+pub use dir::{Dir, Kind, remove_tree};
 pub use remote::{MESSAGE_BYTES_MAX, RemoteBlobs};
 pub use store::{BlobWriter, Pin, STREAM_BYTES_MIN, Store, StoreError, StoreOptions};

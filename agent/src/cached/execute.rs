@@ -7,8 +7,8 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
-use steading_cas::Store;
 use steading_cas::tree::{self, Materialize, MaterializeMode, Mtime};
+use steading_cas::{Store, remove_tree};
 use steading_model::limits;
 use tokio_util::sync::CancellationToken;
 
@@ -17,9 +17,7 @@ use super::layer::{self, Made};
 use super::result::off_thread;
 use super::{CachedError, Context, Request, SideEffects, io_error};
 use crate::process::{Command, Exit, OutputSink};
-use crate::sandbox::{
-    Bind, HOME, OUTER_ID, SUB_COMMAND, Spec, Support, WORKSPACE, Workspace, remove_tree,
-};
+use crate::sandbox::{Bind, HOME, OUTER_ID, SUB_COMMAND, Spec, Support, WORKSPACE, Workspace};
 
 /// Largest command file, bytes; what is beyond it is not read. GitHub's bound of all
 /// outputs of a job.
@@ -154,14 +152,16 @@ impl Desk {
             fs::create_dir_all(&path).map_err(io_error("create", &path))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))
                 .map_err(io_error("open up", &path))?;
-            if !matches!(name, "" | "root" | "steading" | "steading/commands" | "work") {
-                self.give(&path)?;
-            }
         }
         for (_, name) in COMMAND_FILES {
             let path = self.path("commands").join(name);
             fs::write(&path, b"").map_err(io_error("create", &path))?;
             self.give(&path)?;
+        }
+        // Given away when all is in them: an earlier step's process may run as their owner,
+        // and put a link where a file is about to be written.
+        for name in ["home/.cargo", "home/.rustup", "home", "commands", "tmp", "upper"] {
+            self.give(&self.path(name))?;
         }
         let path = self.path("steading").join(script_name);
         fs::write(&path, script).map_err(io_error("write", &path))?;
@@ -171,7 +171,7 @@ impl Desk {
         let options =
             Materialize { mode: MaterializeMode::Writable, mtime: Mtime::Fixed, owner: self.owner };
         tree::materialize(store, inputs, &self.path("lower"), &options)?;
-        Ok(())
+        self.give(&self.path("lower"))
     }
 
     /// To the user that the command will be outside.

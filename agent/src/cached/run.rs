@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use steading_cas::tree::{self, Entry, Materialize, MaterializeMode, Mtime};
-use steading_cas::{Blobs, BlobsError};
+use steading_cas::{Blobs, BlobsError, remove_tree};
 use steading_model::{Digest, DigestFunction};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ use super::{
     CachedError, Context, Isolation, Ran, Request, SideEffects, io_error, isolation, scan,
 };
 use crate::process::{Exit, OutputSink};
-use crate::sandbox::{Support, WORKSPACE, remove_tree};
+use crate::sandbox::{Support, WORKSPACE};
 
 /// Most times that somebody else's result is looked for before the step is executed
 /// here, whatever the claims say.

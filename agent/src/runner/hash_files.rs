@@ -1,11 +1,12 @@
 //! `hashFiles(PATTERN…)`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 use steading_cas::tree::Patterns;
+use steading_cas::{Dir, Kind};
 
 /// Most files that one call hashes.
 const FILES_MAX: usize = 100_000;
@@ -35,8 +36,10 @@ pub(super) fn hash_files(workspace: &Path, patterns: &[String]) -> Result<String
     }
     let patterns = Patterns::parse(&lines).map_err(|error| format!("hashFiles: {error}"))?;
     let mut search = Search { patterns: &patterns, total: Sha256::new(), files: 0 };
-    search
-        .folder(workspace, "", 0)
+    // By open folders, because a process of the job may change names meanwhile, and the
+    // agent may read more than the job.
+    Dir::open(workspace)
+        .and_then(|workspace| search.folder(&workspace, "", 0))
         .map_err(|error| format!("hashFiles cannot read the workspace: {error}"))?;
     if search.files == 0 {
         return Ok(String::new());
@@ -51,35 +54,35 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn folder(&mut self, path: &Path, relative: &str, depth: usize) -> io::Result<()> {
+    fn folder(&mut self, folder: &Dir, relative: &str, depth: usize) -> io::Result<()> {
         if depth > DEPTH_MAX {
             return Err(io::Error::other(format!("`{relative}` is too deep")));
         }
-        let mut entries: Vec<fs::DirEntry> = fs::read_dir(path)?.collect::<Result<_, _>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let name = entry.file_name();
+        for (name, kind) in folder.entries()? {
             let Some(name) = name.to_str() else {
                 continue;
             };
             let inner =
                 if relative.is_empty() { name.to_owned() } else { format!("{relative}/{name}") };
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                self.folder(&entry.path(), &inner, depth + 1)?;
-            } else if kind.is_file() && self.patterns.matches(&inner) {
-                self.file(&entry.path())?;
+            match kind {
+                Kind::Folder => {
+                    self.folder(&folder.beneath(Path::new(name))?, &inner, depth + 1)?;
+                }
+                Kind::File if self.patterns.matches(&inner) => {
+                    self.file(folder.file(Path::new(name))?)?;
+                }
+                Kind::File | Kind::Symlink | Kind::Other => (),
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, path: &Path) -> io::Result<()> {
+    fn file(&mut self, mut file: File) -> io::Result<()> {
         if self.files >= FILES_MAX {
             return Err(io::Error::other(format!("more than {FILES_MAX} files match")));
         }
         let mut hash = Sha256::new();
-        io::copy(&mut File::open(path)?, &mut hash)?;
+        io::copy(&mut file, &mut hash)?;
         self.total.update(hash.finalize());
         self.files += 1;
         Ok(())
@@ -88,6 +91,8 @@ impl Search<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -15,7 +15,6 @@ mod loopback;
 mod mounts;
 mod outer;
 mod probe;
-mod remove;
 mod spec;
 
 use std::ffi::OsString;
@@ -24,7 +23,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub use probe::{Support, support};
-pub use remove::remove_tree;
 pub use spec::{Bind, HOME, OUTER_ID, Spec, USER, USER_ID, WORKSPACE, Workspace};
 
 /// Name of the hidden sub-command.

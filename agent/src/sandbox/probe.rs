@@ -45,7 +45,7 @@ fn attempt(program: &[String], dir: &Path, overlay: bool) -> Result<(), String> 
         .map_err(|error| format!("`{}`: {error}", dir.display()))
         .and_then(|file| run(program, &file));
     // What is left is empty folders, and the next probe makes do with them.
-    let _ = super::remove_tree(dir);
+    let _ = steading_cas::remove_tree(dir);
     result
 }
 

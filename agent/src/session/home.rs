@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use steading_cas::remove_tree;
 
 use crate::config::Config;
-use crate::sandbox::remove_tree;
 
 /// Variable by which a process is known to belong to an agent's folder. GitHub's
 /// runner uses the same name for the same purpose.

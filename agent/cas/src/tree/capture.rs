@@ -15,6 +15,7 @@ use steading_model::{Digest, DigestFunction};
 
 use super::{DEPTH_MAX, ENTRIES_MAX, Entry, FileEntry, Folder, Patterns, TreeError, TreeSummary};
 use super::{io_error, save};
+use crate::dir::Dir;
 use crate::hash::digest_of;
 use crate::memo::Memo;
 use crate::store::Store;
@@ -131,8 +132,22 @@ pub fn capture(
     dir: &Path,
     options: &CaptureOptions<'_>,
 ) -> Result<Capture, TreeError> {
+    let root = Dir::open(dir).map_err(|source| io_error("open", dir, source))?;
+    capture_in(store, &root, options)
+}
+
+/// [`capture`] of an open folder.
+///
+/// # Errors
+///
+/// As [`capture`].
+pub fn capture_in(
+    store: &Store,
+    dir: &Dir,
+    options: &CaptureOptions<'_>,
+) -> Result<Capture, TreeError> {
     let started = SystemTime::now();
-    let root = sys::open_root(dir).map_err(|source| io_error("open", dir, source))?;
+    let (root, dir) = (dir.fd(), dir.path());
     let mut walk = Walk {
         dir,
         options,
@@ -140,11 +155,11 @@ pub fn capture(
         wanted: Vec::new(),
         entries: 0,
     };
-    let mut folder = walk.folder(&root, &mut String::new(), 0)?.unwrap_or_default();
+    let mut folder = walk.folder(root, &mut String::new(), 0)?.unwrap_or_default();
     let Walk { wanted, used, .. } = walk;
 
     let mut memo = options.memo.map(|path| Memo::load(path, started));
-    let stored = store_wanted(store, &root, dir, &wanted, memo.as_mut(), &|_, _| Ok(()))?;
+    let stored = store_wanted(store, root, dir, &wanted, memo.as_mut(), &|_, _| Ok(()))?;
     if let (Some(memo), Some(path)) = (memo, options.memo) {
         memo.save(path);
     }

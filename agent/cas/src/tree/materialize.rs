@@ -17,6 +17,7 @@ use steading_proto::reapi;
 
 use super::wire::{Reader, file_entry, unix_mode, wire_digest};
 use super::{DEPTH_MAX, FileEntry, Patterns, TreeError, TreeSummary, io_error};
+use crate::dir::Dir;
 use crate::store::{FIXED_TIME_S, Linked, Store};
 use crate::sys;
 
@@ -82,11 +83,25 @@ pub fn materialize(
     options: &Materialize,
 ) -> Result<TreeSummary, TreeError> {
     std::fs::create_dir_all(dest).map_err(|source| io_error("make", dest, source))?;
-    let root_fd = sys::open_root(dest).map_err(|source| io_error("open", dest, source))?;
+    let dest = Dir::open(dest).map_err(|source| io_error("open", dest, source))?;
+    materialize_in(store, root, &dest, options)
+}
+
+/// [`materialize`] into an open folder.
+///
+/// # Errors
+///
+/// As [`materialize`].
+pub fn materialize_in(
+    store: &Store,
+    root: &Digest,
+    dest: &Dir,
+    options: &Materialize,
+) -> Result<TreeSummary, TreeError> {
     let work = Work {
         store,
-        dest,
-        root: root_fd,
+        dest: dest.path(),
+        root: dest.fd(),
         options,
         reader: Mutex::new(Reader::new(store, DigestFunction::Blake3)),
         queue: Mutex::new(Queue::default()),
@@ -104,7 +119,7 @@ pub fn materialize(
         return Err(error);
     }
     if options.mtime == Mtime::Fixed {
-        date_folders(&work.root, dest, &queue.folders)?;
+        date_folders(dest.fd(), dest.path(), &queue.folders)?;
     }
     Ok(TreeSummary { root: *root, files: queue.files, bytes: queue.bytes })
 }
@@ -202,7 +217,7 @@ struct Queue {
 struct Work<'a> {
     store: &'a Store,
     dest: &'a Path,
-    root: OwnedFd,
+    root: &'a OwnedFd,
     options: &'a Materialize,
     reader: Mutex<Reader<'a>>,
     queue: Mutex<Queue>,
@@ -269,7 +284,7 @@ impl Work<'_> {
     }
 
     fn open(&self, path: &str) -> Result<OwnedFd, TreeError> {
-        sys::open_folder(&self.root, path).map_err(|source| self.error("open", path, source))
+        sys::open_folder(self.root, path).map_err(|source| self.error("open", path, source))
     }
 
     fn error(&self, what: &'static str, path: &str, source: Errno) -> TreeError {
@@ -346,11 +361,11 @@ impl Work<'_> {
             nix::sys::stat::mkdirat(fd, name, mode).map(|()| true)
         })();
         if made.map_err(|source| self.error("make the folder", path, source))? {
-            // The umask may have taken bits away.
-            let inner = sys::open_folder(fd, name)
-                .and_then(|inner| nix::sys::stat::fchmod(&inner, Mode::from_bits_truncate(0o755)));
-            inner.map_err(|source| self.error("make the folder", path, source))?;
-            self.own_at(fd, name, path)?;
+            // By the open folder: whoever owns the folder above may have put something else
+            // under its name.
+            sys::open_folder(fd, name)
+                .and_then(|inner| sys::own_new_folder(&inner, self.options.owner))
+                .map_err(|source| self.error("make the folder", path, source))?;
         }
         Ok(())
     }

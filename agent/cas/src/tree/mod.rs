@@ -19,11 +19,11 @@ use steading_model::Digest;
 
 use crate::store::StoreError;
 
-pub use capture::{Capture, CaptureOptions, Modes, capture, snapshot_dir};
+pub use capture::{Capture, CaptureOptions, Modes, capture, capture_in, snapshot_dir};
 pub(crate) use capture::{FileStamp, Wanted, read_link, store_wanted, unsupported};
 pub use edit::{Selection, load, merge, save, select, subset, walk};
 pub use materialize::{
-    Materialize, MaterializeMode, Mtime, apply_layer, materialize, remove_matching,
+    Materialize, MaterializeMode, Mtime, apply_layer, materialize, materialize_in, remove_matching,
 };
 pub use patterns::{PatternError, Patterns};
 pub(crate) use wire::{Reader as TreeReader, blobs_below, wire_digest};

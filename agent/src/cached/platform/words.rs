@@ -1,10 +1,10 @@
 //! The words of a step: of its script, and of the files of the workspace that it names.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use steading_cas::Dir;
 use steading_cas::tree::{Entry, Folder};
 
 /// Files that are looked into for one step.
@@ -36,6 +36,7 @@ pub(crate) fn words(
     let mut words = BTreeSet::new();
     let mut read = BTreeSet::new();
     let mut open = vec![script.to_owned()];
+    let opened = Dir::open(workspace).ok();
     while let Some(text) = open.pop() {
         let mut files = Vec::new();
         for token in text.split(|c: char| c.is_whitespace() || "'\"`;|&()<>=,{}$".contains(c)) {
@@ -54,7 +55,7 @@ pub(crate) fn words(
                 // What is not declared must not change the key.
                 && matches!(inputs.get(&path), Some(Entry::File(_)))
                 && read.insert(path.clone())
-                && let Some(text) = text_of(&workspace.join(&path))
+                && let Some(text) = text_of(opened.as_ref(), &path)
             {
                 open.push(text);
             }
@@ -74,10 +75,11 @@ fn path_of(working_directory: &str, file: &str) -> Option<String> {
     inside.then(|| parts.join("/"))
 }
 
-fn text_of(path: &Path) -> Option<String> {
-    let file = File::open(path).ok()?;
+/// Through no link, and without waiting for a pipe: the workspace is the job's.
+fn text_of(workspace: Option<&Dir>, path: &str) -> Option<String> {
+    let file = workspace?.file(Path::new(path)).ok()?;
     let about = file.metadata().ok()?;
-    if !about.is_file() || about.len() > FILE_BYTES_MAX {
+    if about.len() > FILE_BYTES_MAX {
         return None;
     }
     let mut text = String::new();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use steading_cas::tree::{CaptureOptions, Materialize, Modes, Patterns, capture, materialize};
+use steading_cas::tree::{
+    CaptureOptions, Materialize, Modes, Patterns, capture_in, materialize_in,
+};
 use steading_model::{Conclusion, Digest, FailureClass};
 use steading_proto::v1;
 
@@ -14,6 +16,7 @@ use super::super::state::JobState;
 use super::super::step::{Executed, StepEnd};
 use super::{flag, input};
 use crate::blocking::blocking;
+use crate::workspace::leaves_workspace;
 
 /// Characters that no artifact's name may have, because no file's name may.
 const NAME_FORBIDDEN: &str = "\":<>|*?\r\n\\/";
@@ -41,17 +44,16 @@ pub(super) async fn upload(
     let Some((root, patterns)) = chosen.root_and_patterns(hidden)? else {
         return no_files(with, &name, paths, output);
     };
-    // A link must not make the agent read what the job may not.
-    if state.workspace.user().is_some() && state.workspace.inside(&root).is_none() {
-        return Err(StepEnd::failure(format!(
-            "upload-artifact: `{}` is not inside the workspace",
-            root.display()
-        )));
-    }
+    // From here on by the open folder: a link must not make the agent read what the job
+    // may not, and a process of the job may change names at any moment.
+    let root = state
+        .workspace
+        .folder(&root)
+        .map_err(|error| not_opened("upload-artifact", &root, &error))?;
     let store = host.blobs.local().cloned().ok_or_else(|| cache_end("no local store"))?;
     let take = move || {
         let options = CaptureOptions { patterns: &patterns, modes: Modes::Executable, memo: None };
-        capture(&store, &root, &options)
+        capture_in(&store, &root, &options)
     };
     let taken = blocking(take)
         .await
@@ -177,19 +179,28 @@ async fn put(
     let failed = |why: String| cache_end(&format!("artifact `{}`: {why}", artifact.name));
     let root: Digest = artifact.root_digest.parse().map_err(|error| failed(format!("{error}")))?;
     let tree = host.blobs.fetch_tree(&root).await.map_err(|error| failed(error.to_string()))?;
-    std::fs::create_dir_all(&target).map_err(|error| StepEnd::failure(error.to_string()))?;
-    if state.workspace.user().is_some() && state.workspace.inside(&target).is_none() {
-        return Err(StepEnd::failure(format!("`{}` leaves the workspace", target.display())));
-    }
+    let target = state
+        .workspace
+        .make_folder(&target)
+        .map_err(|error| not_opened("download-artifact", &target, &error))?;
     let store = host.blobs.local().cloned().ok_or_else(|| failed("no local store".to_owned()))?;
     let options = Materialize { owner: state.workspace.user(), ..Materialize::WRITABLE };
-    let write = move || materialize(&store, &root, &target, &options);
+    let write = move || materialize_in(&store, &root, &target, &options);
     blocking(write)
         .await
         .map_err(|error| failed(error.to_string()))?
         .map_err(|error| StepEnd::failure(format!("artifact `{}`: {error}", artifact.name)))?;
     drop(tree);
     Ok(())
+}
+
+fn not_opened(action: &str, folder: &Path, error: &std::io::Error) -> StepEnd {
+    let folder = folder.display();
+    StepEnd::failure(if leaves_workspace(error) {
+        format!("{action}: `{folder}` is not inside the workspace")
+    } else {
+        format!("{action}: `{folder}` cannot be opened: {error}")
+    })
 }
 
 fn cache_end(message: &str) -> StepEnd {

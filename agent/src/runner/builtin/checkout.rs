@@ -1,10 +1,10 @@
 //! `actions/checkout`: puts the run's source tree into the workspace.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use steading_cas::tree::{Materialize, materialize};
+use steading_cas::Dir;
+use steading_cas::tree::{Materialize, materialize_in};
 use steading_model::{Conclusion, Digest, FailureClass};
 
 use super::super::Host;
@@ -14,7 +14,7 @@ use super::super::state::JobState;
 use super::super::step::{Executed, StepEnd};
 use super::{flag, input};
 use crate::blocking::blocking;
-use crate::workspace::empty;
+use crate::workspace::leaves_workspace;
 
 pub(super) async fn run(
     state: &mut JobState<'_>,
@@ -25,7 +25,8 @@ pub(super) async fn run(
     refuse_other_sources(state, with)?;
     let clean = flag(with, "clean", true)?;
     let source: Digest = state.spec.source.parse().map_err(|error| config(format!("{error}")))?;
-    let dest = destination(&state.workspace.dir(), input(with, "path").unwrap_or("."))?;
+    let path = input(with, "path").unwrap_or(".");
+    let inside = destination(&state.workspace.dir(), path)?;
 
     let tree = host.blobs.fetch_tree(&source).await.map_err(|error| StepEnd {
         class: Some(FailureClass::Cache),
@@ -33,17 +34,21 @@ pub(super) async fn run(
     })?;
     let store = host.blobs.local().cloned().ok_or_else(|| config("no local store".to_owned()))?;
     let options = Materialize { owner: state.workspace.user(), ..Materialize::WRITABLE };
-    let target = dest.clone();
+    let (root, owner) = (state.workspace.dir(), state.workspace.user());
     let put = move || {
+        // Opened once: what a process of the job does to its name does not move it.
+        let dest = Dir::open(&root).and_then(|root| root.make_beneath(&inside, owner))?;
         if clean {
-            empty(&target).map_err(|error| error.to_string())?;
+            dest.clear()?;
         }
-        materialize(&store, &source, &target, &options).map_err(|error| error.to_string())
+        materialize_in(&store, &source, &dest, &options).map_err(anyhow::Error::from)
     };
-    let summary = blocking(put)
-        .await
-        .map_err(|error| config(error.to_string()))?
-        .map_err(|error| StepEnd::failure(format!("the source tree cannot be written: {error}")))?;
+    let summary = blocking(put).await.map_err(|error| config(error.to_string()))?.map_err(
+        |error| match error.downcast_ref().is_some_and(leaves_workspace) {
+            true => config(format!("actions/checkout: `path: {path}` leaves the workspace")),
+            false => StepEnd::failure(format!("the source tree cannot be written: {error:#}")),
+        },
+    )?;
     drop(tree);
 
     output.line(&format!(
@@ -85,23 +90,18 @@ fn refuse_other_sources(
     }
 }
 
-/// Where the tree goes: inside the workspace, and through no link that leads out of it.
+/// Where the tree goes, relative to the workspace. Links on the way are looked at when
+/// it is opened.
 fn destination(workspace: &Path, path: &str) -> Result<PathBuf, StepEnd> {
-    let outside = || config(format!("actions/checkout: `path: {path}` leaves the workspace"));
     let relative = Path::new(path);
     let relative = relative.strip_prefix(workspace).unwrap_or(relative);
-    let mut dest = workspace.to_owned();
-    for component in relative.components() {
-        match component {
-            Component::Normal(name) => dest.push(name),
-            Component::CurDir => continue,
-            _ => return Err(outside()),
-        }
-        if fs::symlink_metadata(&dest).is_ok_and(|meta| !meta.is_dir()) {
-            return Err(outside());
-        }
+    let stays =
+        relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if stays {
+        Ok(relative.to_owned())
+    } else {
+        Err(config(format!("actions/checkout: `path: {path}` leaves the workspace")))
     }
-    Ok(dest)
 }
 
 fn config(message: String) -> StepEnd {
