@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use steading_model::limits::FINISHED_RUNS_MAX;
 
 /// Smallest segment of the write-ahead log, bytes: one wave of proposals must fit.
 const SEGMENT_BYTES_MIN: u64 = 4 << 20;
@@ -29,6 +30,9 @@ pub struct Config {
     /// submission's tree need not be walked to know that it is complete.
     #[serde(default)]
     pub sources_are_local: bool,
+    /// Ended runs that are still known, at most [`FINISHED_RUNS_MAX`]; the oldest go first.
+    #[serde(default = "finished_runs_kept_default")]
+    pub finished_runs_kept: usize,
 }
 
 const fn segment_bytes_default() -> u64 {
@@ -39,6 +43,10 @@ const fn store_bytes_max_default() -> u64 {
     50 << 30
 }
 
+const fn finished_runs_kept_default() -> usize {
+    FINISHED_RUNS_MAX
+}
+
 impl Config {
     /// The defaults, for this data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
@@ -47,6 +55,7 @@ impl Config {
             segment_bytes: segment_bytes_default(),
             store_bytes_max: store_bytes_max_default(),
             sources_are_local: false,
+            finished_runs_kept: finished_runs_kept_default(),
         }
     }
 
@@ -74,7 +83,9 @@ impl Config {
             bail!("`data_dir` is empty, want a directory");
         }
         within("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)?;
-        within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)
+        within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)?;
+        let kept = self.finished_runs_kept as u64;
+        within("finished_runs_kept", kept, 1, FINISHED_RUNS_MAX as u64)
     }
 }
 

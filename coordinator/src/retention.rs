@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use crate::logs::Logs;
 use crate::replica::{ProposeError, Replica};
 
-/// Runs until `stop`; looks whenever a run has ended.
+/// Runs until `stop`; looks whenever a run has ended. The last `keep` ended runs stay.
 pub(crate) async fn run(
     replica: Replica,
     logs: Arc<Logs>,
     run_finished: Arc<Notify>,
+    keep: usize,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut swept = false;
@@ -29,13 +30,13 @@ pub(crate) async fn run(
             remove_logs(&replica, &logs, None).await;
             swept = true;
         }
-        retire(&replica, &logs).await;
+        retire(&replica, &logs, keep).await;
     }
 }
 
-async fn retire(replica: &Replica, logs: &Arc<Logs>) {
+async fn retire(replica: &Replica, logs: &Arc<Logs>, keep: usize) {
     loop {
-        let runs = replica.view().runs_to_retire(RUNS_PER_RETIREMENT_MAX);
+        let runs = replica.view().runs_to_retire(keep, RUNS_PER_RETIREMENT_MAX);
         if runs.is_empty() {
             return;
         }

@@ -80,6 +80,7 @@ struct Parts {
     progress: Arc<Progress>,
     watch: Arc<RunWatch>,
     sources_are_local: bool,
+    finished_runs_kept: usize,
 }
 
 /// Why a background task ended by itself. A coordinator that has lost one looks healthy
@@ -233,7 +234,8 @@ impl Coordinator {
         let leases = Arc::clone(&parts.leases);
         self.task("expiry", expiry::run(parts.replica.clone(), leases, stop()));
         let logs = Arc::clone(&parts.logs);
-        self.task("retention", retention::run(parts.replica.clone(), logs, run_finished, stop()));
+        let (replica, keep) = (parts.replica.clone(), parts.finished_runs_kept);
+        self.task("retention", retention::run(replica, logs, run_finished, keep, stop()));
     }
 
     fn task(
@@ -331,6 +333,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         progress: Arc::default(),
         watch: Arc::default(),
         sources_are_local: config.sources_are_local,
+        finished_runs_kept: config.finished_runs_kept,
     };
     Ok(Opened { parts, thread, notices, lock })
 }

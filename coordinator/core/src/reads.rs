@@ -182,10 +182,10 @@ impl State {
     }
 
     /// Runs that [`crate::Proposal::RetireRuns`] may name now, `max` at most: finished
-    /// ones beyond [`FINISHED_RUNS_MAX`], oldest end first, and ones whose submitter
+    /// ones beyond the last `keep`, oldest end first, and ones whose submitter
     /// was gone for so long before sealing them that it cannot come back.
-    pub fn runs_to_retire(&self, max: usize) -> Vec<RunId> {
-        let surplus = self.index.finished.len().saturating_sub(FINISHED_RUNS_MAX);
+    pub fn runs_to_retire(&self, keep: usize, max: usize) -> Vec<RunId> {
+        let surplus = self.index.finished.len().saturating_sub(keep.min(FINISHED_RUNS_MAX));
         let finished = self.index.finished.iter().take(surplus).map(|(_, run)| *run);
         let abandoned = self.index.unsealed.iter().map(|(_, run)| *run);
         let abandoned = abandoned.take_while(|run| self.is_abandoned(self.now(), *run));

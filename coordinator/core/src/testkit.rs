@@ -234,7 +234,7 @@ impl Stage {
                 chosen.join(", ")
             }
             "retirable" => {
-                let runs = self.state.runs_to_retire(100);
+                let runs = self.state.runs_to_retire(usize::MAX, 100);
                 runs.iter().map(RunId::to_string).collect::<Vec<_>>().join(" ")
             }
             word if word.starts_with("run-") => self.show_run(id(word)),

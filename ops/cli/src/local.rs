@@ -40,6 +40,9 @@ const CONNECTIONS_MAX: usize = 8;
 /// and zeroed on a person's disk at the first run.
 const SEGMENT_BYTES: u64 = 4 << 20;
 
+/// Ended runs that `stead run` still knows: every start loads them.
+const FINISHED_RUNS_KEPT: usize = 100;
+
 /// Blobs that a farm of one keeps.
 const STORE_BYTES_MAX: u64 = 10 << 30;
 
@@ -92,6 +95,7 @@ impl Farm {
         config.segment_bytes = SEGMENT_BYTES;
         config.store_bytes_max = STORE_BYTES_MAX;
         config.sources_are_local = true;
+        config.finished_runs_kept = FINISHED_RUNS_KEPT;
         let coordinator = Arc::new(Coordinator::start(config).await?);
         let stop_serving = CancellationToken::new();
         let (connect, accept) = mpsc::channel(CONNECTIONS_MAX);
