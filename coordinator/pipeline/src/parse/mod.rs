@@ -46,7 +46,7 @@ pub fn parse(
     let text = decode(file, pipeline)?;
     let root = tree(file, text)?.ok_or_else(|| {
         let start = Place { line: 1, column: 1 };
-        vec![diagnostic(file, start, "the file is empty".to_owned(), None, false)]
+        vec![diagnostic(file, start, "the file is empty".to_owned(), Some(SHAPE.to_owned()), false)]
     })?;
     let mut reader = Reader::new(file, text);
     let (mut parsed, mut jobs, secrets) = workflow(&mut reader, &root);
@@ -115,6 +115,10 @@ const KNOWN: &[&str] = &[
     "x-steading",
 ];
 
+/// What a pipeline has at least.
+const SHAPE: &str =
+    "a pipeline has at least `on: push` and `jobs: {NAME: {runs-on: …, steps: […]}}`";
+
 /// The whole file: the pipeline without its jobs, the jobs, and the secrets that its `env` uses.
 fn workflow(reader: &mut Reader<'_>, root: &Node) -> (Pipeline, Vec<ParsedJob>, BTreeSet<String>) {
     let mut pipeline = Pipeline::default();
@@ -123,7 +127,7 @@ fn workflow(reader: &mut Reader<'_>, root: &Node) -> (Pipeline, Vec<ParsedJob>, 
     };
     for name in ["on", "jobs"] {
         if fields.get(name).is_none() {
-            reader.error(root.place, format!("`{name}` is missing"));
+            reader.error_with(root.place, format!("`{name}` is missing"), SHAPE);
         }
     }
     pipeline.name = fields.get("name").and_then(|node| reader.literal(node, "`name`"));
@@ -155,7 +159,7 @@ fn jobs(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Vec<ParsedJob> {
     let Some(node) = fields.get("jobs") else { return Vec::new() };
     let Some(entries) = reader.mapping(node, "`jobs`") else { return Vec::new() };
     if entries.is_empty() {
-        reader.error(node.place, "`jobs` has no job");
+        reader.error_with(node.place, "`jobs` has no job", SHAPE);
     }
     if entries.len() > JOBS_PER_RUN_MAX {
         let message = format!("{} jobs, at most {JOBS_PER_RUN_MAX} are allowed", entries.len());

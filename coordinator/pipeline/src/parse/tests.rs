@@ -13,13 +13,22 @@ const STEPS: &str = "    steps: [{run: x}]\n";
 #[test]
 fn every_mistake_has_a_position_and_a_hint() {
     for (text, wanted) in [
-        ("", "ci.yml:1:1: the file is empty"),
-        ("on: push\n", "ci.yml:1:1: `jobs` is missing"),
-        ("on: push\njobs: {}\n", "ci.yml:2:7: `jobs` has no job"),
+        (
+            "",
+            "ci.yml:1:1: the file is empty (a pipeline has at least `on: push` and `jobs: {NAME: {runs-on: …, steps: […]}}`)",
+        ),
+        (
+            "on: push\n",
+            "ci.yml:1:1: `jobs` is missing (a pipeline has at least `on: push` and `jobs: {NAME: {runs-on: …, steps: […]}}`)",
+        ),
+        (
+            "on: push\njobs: {}\n",
+            "ci.yml:2:7: `jobs` has no job (a pipeline has at least `on: push` and `jobs: {NAME: {runs-on: …, steps: […]}}`)",
+        ),
         ("[]", "ci.yml:1:1: a pipeline is a sequence, want a mapping"),
         (
             "on: {push: [}",
-            "ci.yml:1:13: this is not YAML: while parsing a node, did not find expected node content",
+            "ci.yml:1:13: this is not YAML: while parsing a node, did not find expected node content (look for wrong indentation and for an open quote or bracket, here and just before)",
         ),
         (
             "on: push\njob:\n  a: 1\njobs: {a: {runs-on: x, steps: []}}",

@@ -93,7 +93,9 @@ pub(super) fn read(text: &str) -> Result<Option<Node>, YamlError> {
         let (mut event, span) = event.map_err(|error| YamlError {
             place: place(error.marker()),
             message: format!("this is not YAML: {}", error.info()),
-            hint: None,
+            hint: Some(
+                "look for wrong indentation and for an open quote or bracket, here and just before",
+            ),
         })?;
         if let Event::Scalar(text, ScalarStyle::Literal | ScalarStyle::Folded, ..) = &mut event
             && span.end.index() >= open_end
