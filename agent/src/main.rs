@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 /// What the agent's store may take on disk unless told, GiB.
 const STORE_GIB_DEFAULT: u64 = 20;
 
+/// First user id of the jobs' users where none is given: above what `useradd` hands out.
+const UID_BASE_DEFAULT: u32 = 70_000;
+
 /// Runs jobs for a Steading coordinator.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -43,9 +46,13 @@ struct Arguments {
     /// Bound of the local store, GiB.
     #[arg(long, default_value_t = STORE_GIB_DEFAULT)]
     store_gib: u64,
-    /// First user id of the jobs' users, one per slot. As root, without it, steps run as root.
-    #[arg(long)]
+    /// First user id of the jobs' users, one per slot; needs root, which has 70000 unless
+    /// given.
+    #[arg(long, conflicts_with = "run_as_self")]
     uid_base: Option<u32>,
+    /// Run jobs as the agent's own user, to which all of the agent's state is open.
+    #[arg(long)]
+    run_as_self: bool,
 }
 
 fn main() -> ExitCode {
@@ -94,6 +101,17 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
         }
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let root = nix::unistd::geteuid().is_root();
+    let user = match arguments.uid_base {
+        Some(_) if !root => anyhow::bail!(
+            "`--uid-base` needs root, which alone can run a job as another user: start the agent \
+             as root, or leave it out"
+        ),
+        Some(base) => RunAs::PerSlotUid { base },
+        // Whoever starts the agent as root does not mean jobs to be root.
+        None if root && !arguments.run_as_self => RunAs::PerSlotUid { base: UID_BASE_DEFAULT },
+        None => RunAs::SelfUser,
+    };
     Ok(Config {
         name,
         pool: arguments.pool,
@@ -103,7 +121,7 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
         resources: Resources { cpu_milli: processors * 1000, memory_mib: memory_mib() },
         data_dir: arguments.data_dir,
         blobs: BlobsSetting::Own { bytes_max: arguments.store_gib << 30 },
-        user: arguments.uid_base.map_or(RunAs::SelfUser, |base| RunAs::PerSlotUid { base }),
+        user,
         program: vec![program.to_string_lossy().into_owned()],
     })
 }

@@ -161,6 +161,15 @@ async fn checkout_puts_writable_copies_of_the_source() {
 }
 
 #[tokio::test]
+async fn git_takes_no_repository_that_the_agent_s_folder_is_in() {
+    let job = job(vec![run_step(
+        "git init -q ../.. && ! git rev-parse && git init -q . && git rev-parse --show-toplevel",
+    )]);
+    let ended = job.check("success").await;
+    assert!(ended.log(0).contains("not a git repository"), "{}", ended.log(0));
+}
+
+#[tokio::test]
 async fn what_is_not_supported_is_refused_by_name() {
     for (action, with, want) in [
         ("actions/setup-node@v4", &[][..], "`actions/setup-node@v4` is not supported yet"),

@@ -55,6 +55,11 @@ async fn a_missing_program_and_a_missing_folder_are_named() {
     let error = run_in(&mut supervisor, command).await.unwrap_err();
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
 
+    let mut command = shell("true");
+    command.env.push(("LARGE".into(), "\n".repeat(16 << 20)));
+    let error = run_in(&mut supervisor, command).await.unwrap_err();
+    assert!(matches!(error, SupervisorError::NotStarted { .. }), "{error}");
+
     // And it is still of use.
     assert!(run_in(&mut supervisor, shell("true")).await.unwrap().0.succeeded());
 }

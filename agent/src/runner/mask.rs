@@ -6,7 +6,7 @@
 //! depend on how the bytes arrive.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -22,7 +22,22 @@ const ENCODED_BYTES_MIN: usize = 4;
 /// are masked line by line.
 const ENCODED_SECRET_BYTES_MAX: usize = 16 << 10;
 
+/// Most values that a job may mask besides its secrets.
+const ADDED_MAX: usize = 1_000;
+
+/// Above this, bytes in all spellings, a job may mask no more values. The automaton is
+/// made again for every value between two texts, and takes some sixty times as much.
+const ADDED_TO_BYTES_MAX: usize = 256 << 10;
+
 const MASK: &[u8] = b"***";
+
+/// A job masks more than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a job may mask {ADDED_MAX} values and {} KiB in all, so the rest of its log is withheld",
+    ADDED_TO_BYTES_MAX >> 10
+)]
+pub(super) struct TooManyMasks;
 
 /// The secrets of one job. Cloned freely; all clones are the same set.
 #[derive(Clone, Debug, Default)]
@@ -33,26 +48,52 @@ pub struct Secrets {
 #[derive(Debug, Default)]
 struct Shared {
     spellings: BTreeSet<Vec<u8>>,
-    automaton: Arc<Automaton>,
+    /// Of `spellings`; none: they changed.
+    automaton: Option<Arc<Automaton>>,
+    /// By the job itself: values, and bytes of their spellings.
+    added: (usize, usize),
+    /// Something is to be masked that is not known here.
+    withheld: bool,
 }
 
 impl Secrets {
-    /// Masks this value from now on: as a whole, line by line, and in the encodings
-    /// that it usually travels in.
-    pub fn add(&self, value: &str) {
-        self.add_all([value]);
+    /// Masks a value that the job itself found out.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyMasks`]: the value is not masked, so nothing more may be shown.
+    pub(super) fn add(&self, value: &str) -> Result<(), TooManyMasks> {
+        let mut shared = self.shared();
+        let mut new = BTreeSet::new();
+        spellings(value, &mut new);
+        new.retain(|spelling| !shared.spellings.contains(spelling));
+        if new.is_empty() {
+            return Ok(());
+        }
+        let bytes = shared.added.1 + new.iter().map(Vec::len).sum::<usize>();
+        if shared.withheld || shared.added.0 >= ADDED_MAX || bytes > ADDED_TO_BYTES_MAX {
+            shared.withheld = true;
+            return Err(TooManyMasks);
+        }
+        shared.added = (shared.added.0 + 1, bytes);
+        shared.spellings.append(&mut new);
+        shared.automaton = None;
+        Ok(())
     }
 
-    /// Masks all these values from now on.
+    /// Masks all these values from now on: as a whole, line by line, and in the encodings
+    /// that they usually travel in.
     pub fn add_all<'a>(&self, values: impl IntoIterator<Item = &'a str>) {
-        let mut shared = self.shared.lock().expect("nothing panics while it holds the lock");
-        let before = shared.spellings.len();
+        let mut shared = self.shared();
         for value in values {
             spellings(value, &mut shared.spellings);
         }
-        if shared.spellings.len() != before {
-            shared.automaton = Arc::new(Automaton::new(&shared.spellings));
-        }
+        shared.automaton = None;
+    }
+
+    /// Whether nothing more of the job may be shown, because it masked too many values.
+    pub(super) fn withhold(&self) -> bool {
+        self.shared().withheld
     }
 
     /// The text with all secrets masked.
@@ -75,7 +116,14 @@ impl Secrets {
     }
 
     fn automaton(&self) -> Arc<Automaton> {
-        Arc::clone(&self.shared.lock().expect("nothing panics while it holds the lock").automaton)
+        let mut shared = self.shared();
+        let Shared { spellings, automaton, .. } = &mut *shared;
+        // Not before it is asked for: a step may mask many values in a row.
+        Arc::clone(automaton.get_or_insert_with(|| Arc::new(Automaton::new(spellings))))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("nothing panics while it holds the lock")
     }
 }
 
@@ -390,7 +438,7 @@ mod tests {
         let mut stream = MaskStream::new(secrets.clone());
         let mut out = Vec::new();
         stream.push(b"second fir", &mut out);
-        secrets.add("second");
+        secrets.add("second").unwrap();
         stream.push(b"st second", &mut out);
         stream.finish(&mut out);
         assert_eq!(String::from_utf8(out).unwrap(), "second *** ***");

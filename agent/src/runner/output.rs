@@ -14,6 +14,9 @@ const ANNOTATIONS_MAX: usize = 100;
 /// Longest message of an annotation, bytes.
 const ANNOTATION_BYTES_MAX: usize = 16 << 10;
 
+/// Most bytes of `::set-output` of one step: as much as a file of outputs may have.
+const OUTPUTS_BYTES_MAX: usize = 16 << 20;
+
 /// A stop token longer than this is masked, bytes: it must not be guessed from the log.
 const STOP_TOKEN_MASKED_ABOVE: usize = 6;
 
@@ -40,6 +43,8 @@ pub(super) struct StepOutput {
     debug: bool,
     /// `::echo::on`.
     echo: bool,
+    /// In `said.outputs`.
+    output_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -57,7 +62,15 @@ impl StepOutput {
         let mask = MaskStream::new(secrets.clone());
         let writer = Writer { mask, secrets, logs, stream, ready: Vec::new() };
         let said = Said::default();
-        Self { commands: CommandStream::default(), writer, said, step: stream, debug, echo: false }
+        Self {
+            commands: CommandStream::default(),
+            writer,
+            said,
+            step: stream,
+            debug,
+            echo: false,
+            output_bytes: 0,
+        }
     }
 
     /// Writes a line of the runner's own.
@@ -116,7 +129,7 @@ impl StepOutput {
             }
             "add-mask" => {
                 self.said.masked = true;
-                self.writer.secrets.add(&command.data);
+                self.mask(&command.data);
             }
             "echo" => match command.data.trim().to_ascii_lowercase().as_str() {
                 "on" => self.echo = true,
@@ -127,8 +140,8 @@ impl StepOutput {
                 self.writer.text(line);
                 self.stop_commands(commands, &command.data);
             }
-            "set-output" => match command.property("name") {
-                Some(name) => self.said.outputs.push((name.to_owned(), command.data)),
+            "set-output" => match command.property("name").map(str::to_owned) {
+                Some(name) => self.set_output(name, command.data),
                 None => self.fail("set-output: `name` is missing".to_owned()),
             },
             "set-env" | "add-path" => self.fail(format!(
@@ -140,6 +153,21 @@ impl StepOutput {
         }
     }
 
+    fn mask(&mut self, value: &str) {
+        if let Err(error) = self.writer.secrets.add(value) {
+            self.fail(format!("add-mask: {error}"));
+        }
+    }
+
+    fn set_output(&mut self, name: String, value: String) {
+        self.output_bytes += name.len() + value.len();
+        if self.output_bytes > OUTPUTS_BYTES_MAX {
+            self.fail(format!("set-output: at most {OUTPUTS_BYTES_MAX} bytes in all are taken"));
+        } else {
+            self.said.outputs.push((name, value));
+        }
+    }
+
     fn stop_commands(&mut self, commands: &mut CommandStream, token: &str) {
         let token = token.trim();
         if token.is_empty() || is_command_name(token) || token == "pause-logging" {
@@ -147,7 +175,7 @@ impl StepOutput {
             return;
         }
         if token.len() > STOP_TOKEN_MASKED_ABOVE {
-            self.writer.secrets.add(token);
+            self.mask(token);
         }
         commands.stop(token.to_owned());
     }
@@ -157,8 +185,11 @@ impl StepOutput {
     }
 
     fn fail(&mut self, error: String) {
-        self.error(&error);
-        self.said.errors.push(error);
+        // One is enough to fail the step, and a step may go on making the same mistake.
+        if self.said.errors.is_empty() {
+            self.error(&error);
+            self.said.errors.push(error);
+        }
     }
 
     fn annotate(&mut self, annotation: Annotation) {
@@ -195,6 +226,9 @@ impl OutputSink for StepOutput {
 
 impl Writer {
     fn text(&mut self, bytes: &[u8]) {
+        if self.secrets.withhold() {
+            return;
+        }
         self.mask.push(bytes, &mut self.ready);
     }
 
@@ -240,6 +274,20 @@ mod tests {
         assert!(said.errors[0].contains("cannot be a token"), "{said:?}");
     }
 
+    #[test]
+    fn a_step_cannot_fill_the_agent_s_memory_or_time() {
+        let value = "x".repeat(1 << 20);
+        let lines: String = (0..40).map(|n| format!("::set-output name=k{n}::{value}\n")).collect();
+        let (_, said) = run_in(&lines, 64 << 10);
+        assert!(said.outputs.len() < 16 && said.errors.len() == 1, "{:?}", said.errors);
+
+        let mask = |n| format!("::add-mask::secret-{n}\n{}", if n % 50 == 0 { "x\n" } else { "" });
+        let masks: String = (0..20_000).map(mask).collect();
+        let (log, said) = run_in(&format!("{masks}secret-19999\n"), 64 << 10);
+        assert!(said.errors[0].contains("withheld"), "{:?}", said.errors);
+        assert!(!log.contains("secret-19999"), "what is not masked is not shown");
+    }
+
     fn check(input: &str, log: &str, said: &str) {
         let (text, heard) = run(input);
         assert_eq!(text, log, "log of {input:?}");
@@ -254,12 +302,16 @@ mod tests {
     }
 
     fn run(input: &str) -> (String, Said) {
+        run_in(input, 5)
+    }
+
+    fn run_in(input: &str, piece: usize) -> (String, Said) {
         let dir = tempfile::tempdir().unwrap();
         let logs = JobLogs::new(dir.path().join("logs"));
         let secrets = Secrets::default();
-        secrets.add("hidden");
+        secrets.add_all(["hidden"]);
         let mut output = StepOutput::new(logs.clone(), 0, secrets, false);
-        for bytes in input.as_bytes().chunks(5) {
+        for bytes in input.as_bytes().chunks(piece) {
             output.write(bytes);
         }
         let said = output.finish();

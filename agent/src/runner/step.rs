@@ -275,6 +275,11 @@ fn signal_name(number: i32) -> String {
 fn environment(state: &JobState<'_>, host: &Host<'_>, given: &Given<'_>) -> Vec<(String, String)> {
     let mut env: BTreeMap<String, String> = host.environment.clone();
     env.entry("CI".to_owned()).or_insert_with(|| "true".to_owned());
+    // Git in a workspace without a repository must not take one that this agent's own
+    // folder happens to be in.
+    if let Some(above) = state.workspace.dir().parent() {
+        env.entry("GIT_CEILING_DIRECTORIES".to_owned()).or_insert_with(|| path_text(above));
+    }
     env.extend(given.env.clone());
     // What speaks of the run is stronger than what anybody set.
     env.extend(state.github_variables(&given.step.id));

@@ -71,9 +71,13 @@ impl LeaseHandle {
     }
 
     async fn send(&self, order: &Order) -> Result<(), SupervisorError> {
+        self.send_encoded(&order.encode()).await
+    }
+
+    async fn send_encoded(&self, order: &[u8]) -> Result<(), SupervisorError> {
         let mut orders = self.orders.lock().await;
         let pipe = orders.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        pipe.write_all(&order.encode()).await?;
+        pipe.write_all(order).await?;
         Ok(pipe.flush().await?)
     }
 }
@@ -139,7 +143,13 @@ impl Supervisor {
         if cancel.is_cancelled() {
             return Ok(Exit { cancelled: true, ..Exit::default() });
         }
-        self.lease.send(&Order::Run(command)).await?;
+        let program = command.argv.first().cloned().unwrap_or_default();
+        let order = Order::Run(command).encode();
+        if order.len() > frames::FRAME_BYTES_MAX {
+            let reason = "its arguments and environment are too large".to_owned();
+            return Err(SupervisorError::NotStarted { program, reason });
+        }
+        self.lease.send_encoded(&order).await?;
         let mut told = false;
         loop {
             let report = tokio::select! {
