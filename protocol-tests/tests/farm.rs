@@ -84,6 +84,60 @@ fn a_job_whose_agent_dies_is_gone_before_it_starts_again() {
 }
 
 #[test]
+fn a_log_that_ends_without_a_coordinator_has_no_gap() {
+    let farm = Farm::new(STEAD);
+    let coordinator = farm.coordinator();
+    let _agent = farm.agent("a1");
+    let submit = farm.submit(&long_project(&farm));
+    let pid: u32 = wait_for_lines(&farm.dir().join("started"), 1)[0].parse().expect("a pid");
+
+    coordinator.kill_9();
+    std::fs::write(farm.dir().join("go"), "").expect("let the job end");
+    wait_for("the job to end", || process_state(pid).is_none());
+    wait_for("the agent to notice", || farm.log("a1").contains("the coordinator is away"));
+    let _coordinator = farm.coordinator();
+
+    let (code, summary) = submit.finish();
+    assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.log("submit"), farm.log("a1"));
+    assert_log_has_no_gap(&farm);
+}
+
+#[test]
+fn a_claim_outlives_the_coordinator() {
+    let farm = Farm::new(STEAD);
+    let coordinator = farm.coordinator();
+    let _agent = farm.agent("a1");
+    let pipeline = r#"on: push
+jobs:
+  one:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+      - run: |
+          echo claimed
+          sleep 3
+          sort input > sorted
+        x-steading: {cache: {inputs: [input], outputs: [sorted]}}
+"#;
+    let project = farm.project("build", pipeline, &[("input", "b\nc\na\n")]);
+    // One executes, one waits for it, and the coordinator goes in between.
+    let runs = [farm.submit(&project), farm.submit(&project)];
+    wait_for("both to be at the cached step", || {
+        farm.log("submit").matches("checkout@v4 … ok").count() == 2
+    });
+    coordinator.kill_9();
+    let _coordinator = farm.coordinator();
+    let mut executed = 0;
+    for run in runs {
+        let (code, summary) = run.finish();
+        assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.log("submit"), farm.log("a1"));
+        let summary: serde_json::Value = serde_json::from_str(&summary).expect("a summary");
+        executed += summary["cacheable"]["executed"].as_u64().expect("a number");
+    }
+    assert_eq!(executed, 1, "{}", farm.log("a1"));
+}
+
+#[test]
 fn two_submissions_at_once_execute_each_cached_step_once() {
     let farm = Farm::new(STEAD);
     let _coordinator = farm.coordinator();

@@ -46,23 +46,28 @@ impl From<tonic::Status> for BlobsError {
 impl BlobsError {
     /// Whether trying again may help: the connection broke, or the server is busy.
     pub fn is_transient(&self) -> bool {
-        use tonic::Code;
         match self {
-            Self::Remote(status) => matches!(
-                status.code(),
-                Code::Unavailable
-                    | Code::Unknown
-                    | Code::Aborted
-                    | Code::DeadlineExceeded
-                    | Code::ResourceExhausted
-                    | Code::Cancelled
-                    // The server found its copy corrupt, and has dropped it.
-                    | Code::DataLoss
-            ),
+            Self::Remote(status) => status_is_transient(status),
             Self::Corrupt(_) => true,
             _ => false,
         }
     }
+}
+
+/// Whether the same request may go well a little later.
+pub(crate) fn status_is_transient(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Aborted
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Cancelled
+            // The server found its copy corrupt, and has dropped it.
+            | Code::DataLoss
+    )
 }
 
 /// A source and sink of blobs. Clones share it. Digests are BLAKE3.

@@ -9,7 +9,7 @@ use steading_proto::{reapi_digest, reapi_digest_function};
 use tonic::transport::Channel;
 
 use crate::actions::{ActionCache, ActionCacheError, ActionEntry};
-use crate::blobs::off_thread;
+use crate::blobs::{off_thread, status_is_transient};
 use crate::remote::{FUNCTION, MESSAGE_BYTES_MAX};
 
 /// Why the action cache did not answer. Never a reason to fail a job: execute.
@@ -19,6 +19,16 @@ pub enum ActionsError {
     Local(#[from] ActionCacheError),
     #[error("the action cache says: {} ({})", .0.message(), .0.code())]
     Remote(#[source] Box<tonic::Status>),
+}
+
+impl ActionsError {
+    /// Whether trying again may help: the connection broke, or the server is busy.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Local(_) => false,
+            Self::Remote(status) => status_is_transient(status),
+        }
+    }
 }
 
 /// An action cache. Clones share it. Digests are BLAKE3.

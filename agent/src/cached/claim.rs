@@ -1,12 +1,22 @@
 //! The right to execute an action: asked for on a miss, given back with what came of it.
 
+use std::time::Duration;
+
 use steading_model::Digest;
+use steading_model::limits::FROZEN_MS_MAX;
 use steading_proto::v1::agents_client::AgentsClient;
 use steading_proto::v1::claim_action_response::{Build, Decision, Failed, Published};
 use steading_proto::v1::resolve_claim_request::{Abandoned, Resolution};
 use steading_proto::v1::{ClaimActionRequest, Lease, ResolveClaimRequest};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+
+use super::AWAY_WAIT;
+use crate::agents::is_transient;
+use crate::backoff::patiently;
+
+/// How long a step asks for a claim of a coordinator that is away. Its lease ends before.
+const CLAIM_WAIT: Duration = Duration::from_millis(FROZEN_MS_MAX);
 
 /// How claims are made: on whose behalf, and with whom.
 #[derive(Debug, Clone)]
@@ -35,10 +45,15 @@ impl Claims {
     pub(super) async fn claim(&self, action: &Digest, cancel: &CancellationToken) -> Decided {
         let request =
             ClaimActionRequest { lease: Some(self.lease), action_digest: action.to_string() };
-        let mut client = self.client.clone();
+        // A coordinator that is away has forgotten nothing: who executes without it does
+        // what another one is doing already.
+        let ask = patiently(CLAIM_WAIT, is_transient, || {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move { client.claim_action(request).await }
+        });
         let answer = tokio::select! {
             () = cancel.cancelled() => return Decided::Cancelled,
-            answer = client.claim_action(request) => answer,
+            answer = ask => answer,
         };
         let decision = match answer {
             Ok(answer) => answer.into_inner().decision,
@@ -64,7 +79,11 @@ impl Claims {
             action_digest: action.to_string(),
             resolution: Some(resolution),
         };
-        if let Err(status) = self.client.clone().resolve_claim(request).await {
+        let tell = patiently(AWAY_WAIT, is_transient, || {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move { client.resolve_claim(request).await }
+        });
+        if let Err(status) = tell.await {
             tracing::warn!(%action, %status, "claim not resolved");
         }
     }

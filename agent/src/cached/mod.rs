@@ -35,6 +35,11 @@ pub use run::run;
 use crate::process::{Exit, SupervisorError};
 use crate::supervisor::Supervisor;
 
+/// How long a result waits for a coordinator that is away, to be kept or to be fetched.
+/// The job cannot end without the coordinator either, and a result that is given up is
+/// made a second time.
+const AWAY_WAIT: Duration = Duration::from_secs(120);
+
 /// What a cached step is run with: the agent's side.
 #[derive(Debug)]
 pub struct Context<'a> {
@@ -202,6 +207,17 @@ pub enum CachedError {
         #[source]
         source: io::Error,
     },
+}
+
+impl CachedError {
+    /// Whether trying again may help: the coordinator is away.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Blobs(error) => error.is_transient(),
+            Self::Actions(error) => error.is_transient(),
+            _ => false,
+        }
+    }
 }
 
 fn io_error(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CachedError {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use steading_cas::client::ActionsError;
 use steading_cas::tree::{self, Entry, Materialize, MaterializeMode, Mtime};
 use steading_cas::{Blobs, BlobsError, remove_tree};
 use steading_model::{Digest, DigestFunction};
@@ -15,8 +16,10 @@ use super::execute::{Executed, execute};
 use super::key::{Key, key, replace_path};
 use super::result::{self, Outcome, off_thread};
 use super::{
-    CachedError, Context, Isolation, Ran, Request, SideEffects, io_error, isolation, scan,
+    AWAY_WAIT, CachedError, Context, Isolation, Ran, Request, SideEffects, io_error, isolation,
+    scan,
 };
+use crate::backoff::patiently;
 use crate::process::{Exit, OutputSink};
 use crate::sandbox::{Support, WORKSPACE};
 
@@ -117,8 +120,10 @@ impl Step<'_, '_, '_> {
     /// Applies the result that the cache has, if it has one that can be believed.
     async fn look_up(&mut self, log: &mut dyn OutputSink) -> Result<Option<Ran>, CachedError> {
         let action = self.key.action;
-        let found = self.context.actions.get_action_result(self.request.scope, &action).await;
-        let result = match found {
+        let found = patiently(AWAY_WAIT, ActionsError::is_transient, || {
+            self.context.actions.get_action_result(self.request.scope, &action)
+        });
+        let result = match found.await {
             Ok(Some(result)) => result,
             Ok(None) => return Ok(None),
             Err(error) => {
@@ -162,7 +167,8 @@ impl Step<'_, '_, '_> {
         outcome: &Outcome,
         log: &mut dyn OutputSink,
     ) -> Result<Option<Ran>, CachedError> {
-        let ready = match self.fetch(outcome).await {
+        let fetched = patiently(AWAY_WAIT, CachedError::is_transient, || self.fetch(outcome));
+        let ready = match fetched.await {
             Ok(ready) => self.apply(&outcome.layer).await.map(|()| ready),
             Err(error) => Err(error),
         };
@@ -234,14 +240,14 @@ impl Step<'_, '_, '_> {
             return Ok((ran, Left::Nothing));
         }
         self.judge(&executed, &mut ran)?;
-        let mut outcome = self.keep_here(&executed, &ran).await?;
+        let outcome = self.keep_here(&executed, &ran).await?;
         self.apply(&outcome.layer).await?;
         let left = match self.refuse_to_keep(&executed, &outcome, &mut ran).await? {
             Some(why) => {
                 ran.notes.push(why);
                 Left::Nothing
             }
-            None => self.leave(&mut outcome, &executed, &mut ran).await,
+            None => self.leave(&outcome, &executed, &mut ran).await,
         };
         ran.effects = self.outside(executed.effects);
         Ok((ran, left))
@@ -387,8 +393,11 @@ impl Step<'_, '_, '_> {
 
     /// Puts the outcome where others find it: a success for all, a failure for those who
     /// wait for it.
-    async fn leave(&self, outcome: &mut Outcome, executed: &Executed, ran: &mut Ran) -> Left {
-        match self.try_leave(outcome, &executed.effects).await {
+    async fn leave(&self, outcome: &Outcome, executed: &Executed, ran: &mut Ran) -> Left {
+        let left = patiently(AWAY_WAIT, CachedError::is_transient, || {
+            self.try_leave(outcome.clone(), &executed.effects)
+        });
+        match left.await {
             Ok(left) => left,
             Err(error) => {
                 ran.notes.push(format!("the result is not kept: {}", chain(&error)));
@@ -399,7 +408,7 @@ impl Step<'_, '_, '_> {
 
     async fn try_leave(
         &self,
-        outcome: &mut Outcome,
+        mut outcome: Outcome,
         effects: &SideEffects,
     ) -> Result<Left, CachedError> {
         let blobs: &Blobs = self.context.blobs;
@@ -407,7 +416,7 @@ impl Step<'_, '_, '_> {
         blobs.upload_tree(&outcome.layer).await?;
         blobs.upload(&[outcome.log]).await?;
         if !outcome.succeeded() {
-            let bytes = serde_json::to_vec(outcome).expect("an outcome is text and numbers");
+            let bytes = serde_json::to_vec(&outcome).expect("an outcome is text and numbers");
             return Ok(Left::Failed(blobs.put(bytes.into()).await?));
         }
         blobs.put_many(self.key.messages.clone()).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use steading_cas::BlobsError;
 use steading_model::{Conclusion, Digest, FailureClass};
 use steading_pipeline::job::{JobResult, JobSpec};
 use steading_proto::v1;
@@ -16,6 +17,7 @@ use super::Agent;
 use super::held::Held;
 use super::home::TRACKING_VARIABLE;
 use super::slots::Slot;
+use crate::backoff::{Backoff, patiently};
 use crate::blocking::blocking;
 use crate::cached::Claims;
 use crate::logs::{JobLogs, ship};
@@ -173,10 +175,21 @@ async fn load(agent: &Agent, offer: v1::Offer) -> Result<Job, (FailureClass, Str
     } else {
         offer.spec
     };
-    let spec = serde_json::from_slice(&bytes).map_err(|error| {
+    let mut spec: JobSpec = serde_json::from_slice(&bytes).map_err(|error| {
         (FailureClass::Config, format!("the job's spec is unreadable: {error}"))
     })?;
+    name_run(&mut spec, offer.run_id);
     Ok(Job { project: offer.project, spec, secrets: offer.secrets.into_iter().collect() })
+}
+
+/// Which run it is, which the spec does not say: equal jobs of two runs have the same one.
+fn name_run(spec: &mut JobSpec, run_id: u64) {
+    if let Some(github) = spec.contexts.get_mut("github").and_then(|github| github.as_object_mut())
+    {
+        for name in ["run_id", "run_number"] {
+            github.insert(name.to_owned(), run_id.to_string().into());
+        }
+    }
 }
 
 fn failed(class: FailureClass, message: String) -> JobEnd {
@@ -241,12 +254,16 @@ async fn report(agent: &Agent, held: &Held, end: JobEnd, logs: &JobLogs) {
     agent.held.remove(&held.lease);
 }
 
-/// Puts logs and result into the CAS, over and over until that works. A log that
-/// cannot be read is left out.
+/// Puts logs and result into the CAS, over and over until that works: what the
+/// coordinator does not have of a log yet, it has only so. A log that cannot be read is
+/// left out.
 async fn store_result(agent: &Agent, mut result: JobResult, logs: &JobLogs) -> String {
-    let mut backoff = crate::backoff::Backoff::default();
+    let mut backoff = Backoff::default();
     for stream in logs.lengths().into_keys() {
-        match agent.blobs.put_file(&logs.path(stream)).await {
+        let path = logs.path(stream);
+        let put =
+            patiently(Duration::MAX, BlobsError::is_transient, || agent.blobs.put_file(&path));
+        match put.await {
             Ok(digest) => {
                 result.logs.insert(stream, digest.to_string());
             }

@@ -48,7 +48,7 @@ impl Agents for Script {
         _: tonic::Request<v1::ClaimActionRequest>,
     ) -> Result<tonic::Response<ClaimActionResponse>, tonic::Status> {
         let decision = self.decisions.lock().unwrap().pop_front();
-        let decision = decision.ok_or_else(|| tonic::Status::unavailable("no leader"))?;
+        let decision = decision.ok_or_else(|| tonic::Status::failed_precondition("not held"))?;
         Ok(tonic::Response::new(ClaimActionResponse { decision: Some(decision) }))
     }
 

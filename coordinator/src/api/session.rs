@@ -104,6 +104,11 @@ async fn run(
     };
     let agent = AgentId::from_counter(hello.agent_id);
     let incarnation = Incarnation::from_counter(hello.incarnation);
+    // Of an earlier start: it must not push aside the session of the present one. What
+    // this replica does not know yet is looked at again behind the barrier.
+    if parts.replica.view().agent(agent).is_some_and(|known| known.incarnation > incarnation) {
+        return End::Told(stale_incarnation());
+    }
     // Before the state is read: what is granted from now on comes as a notice.
     let session = parts.sessions.open(agent, incarnation);
     let known = hello.running.iter().map(convert::lease_of).collect();
@@ -135,9 +140,7 @@ impl Connected<'_> {
         let state = self.parts.replica.view();
         let current = state.agent(self.agent).map(|agent: &Agent| agent.incarnation);
         if current != Some(incarnation) {
-            return Err(End::Told(Status::failed_precondition(
-                "the incarnation is not the agent's current one: stop everything and register",
-            )));
+            return Err(End::Told(stale_incarnation()));
         }
         let held: Vec<&Job> = state.leases_of(self.agent).collect();
         let leases = || held.iter().filter_map(|job| job.lease());
@@ -241,7 +244,11 @@ impl Connected<'_> {
         for Asked { sequence, leases } in asked {
             let (held, refused): (Vec<Lease>, Vec<Lease>) =
                 leases.into_iter().partition(|lease| is_held_by(&state, *lease, self.agent));
-            let renewed = self.parts.leases.renew(&held);
+            // One that was chosen for expiry meanwhile is left out, and one whose expiry was
+            // applied since the state was read.
+            let mut renewed = self.parts.leases.renew(&held);
+            let now = self.parts.replica.view();
+            renewed.retain(|lease| now.leased_job(*lease).is_some());
             answers.push(v1::Renewed {
                 sequence,
                 leases: renewed.into_iter().map(convert::wire_lease).collect(),
@@ -308,6 +315,12 @@ async fn passed(
     let passed = barrier.await;
     let asked = wave.take().map(|(_, asked)| asked);
     (passed, asked.unwrap_or_default())
+}
+
+fn stale_incarnation() -> Status {
+    Status::failed_precondition(
+        "the incarnation is not the agent's current one: stop everything and register",
+    )
 }
 
 fn is_held_by(state: &State, lease: Lease, agent: AgentId) -> bool {

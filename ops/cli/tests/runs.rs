@@ -36,6 +36,20 @@ fn a_summary_is_one_json_object_and_nothing_else_is_on_stdout() {
 }
 
 #[test]
+fn a_job_knows_which_run_it_is() {
+    let place = Place::empty();
+    place.write(
+        "p.yml",
+        "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      \
+         - run: echo \"run=$GITHUB_RUN_ID number=$GITHUB_RUN_NUMBER attempt=$GITHUB_RUN_ATTEMPT\"\n",
+    );
+    for run in ["1", "2"] {
+        let want = format!("run={run} number={run} attempt=1");
+        place.run(&["run", "p.yml", "--verbose"]).ended(0).said(&want);
+    }
+}
+
+#[test]
 fn a_failure_shows_the_last_lines_the_exit_code_and_the_command_for_the_log() {
     let place = Place::example("failing");
     let said = place.run(&["run"]).ended(1);
