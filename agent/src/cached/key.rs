@@ -89,6 +89,7 @@ pub(super) fn key(
         path: request.env.get("PATH").map(String::as_str),
         prefix: request.path_prefix,
         workspace: request.workspace,
+        stranger: request.owner.is_some(),
     })?;
     let env = environment(request, &tools);
     let script_name = script_name(request.shell);

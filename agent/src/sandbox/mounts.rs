@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::pivot_root;
 
@@ -75,7 +78,9 @@ pub(super) fn bind(root: &Path, bind: &Bind) -> Result<(), SandboxError> {
     let about = fs::metadata(source).map_err(io_at("cannot find", source))?;
     let target =
         if about.is_dir() { folder(root, &bind.target)? } else { file(root, &bind.target, "")? };
-    mount(Some(source), &target, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
+    let opened = bind.exact.then(|| open_exact(source)).transpose()?;
+    let from = opened.as_ref().map_or_else(|| source.clone(), path_of);
+    mount(Some(&from), &target, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
         .map_err(at("cannot show", source))?;
     restrict(&target, bind.writable)?;
     if about.is_dir() {
@@ -84,6 +89,23 @@ pub(super) fn bind(root: &Path, bind: &Bind) -> Result<(), SandboxError> {
         }
     }
     Ok(())
+}
+
+/// Opens what stands at a path, unless a link has come in its way since it was looked at.
+fn open_exact(path: &Path) -> Result<OwnedFd, SandboxError> {
+    let opened = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(at("cannot open", path))?;
+    let is = fs::read_link(path_of(&opened)).map_err(io_at("cannot look up", path))?;
+    if is == path {
+        return Ok(opened);
+    }
+    let moved = io::Error::other("it was replaced by a link");
+    Err(io_at("cannot show", path)(moved))
+}
+
+/// A path that leads to an open file, whatever its names are.
+fn path_of(file: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// No set-uid, no devices and, unless `writable`, no writes through this mount.

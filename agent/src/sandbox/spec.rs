@@ -67,23 +67,26 @@ pub struct Bind {
     pub target: PathBuf,
     #[serde(default)]
     pub writable: bool,
+    /// `source` has no links on its way; where it has by now, the sandbox is not made.
+    #[serde(default)]
+    pub exact: bool,
 }
 
 impl Bind {
     /// Seen inside where it stands outside, and not to be changed.
     pub fn same(path: impl Into<PathBuf>) -> Self {
         let source = path.into();
-        Self { target: source.clone(), source, writable: false }
+        Self { target: source.clone(), source, ..Self::default() }
     }
 
     /// Seen inside under another path, and not to be changed.
     pub fn read_only(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self { source: source.into(), target: target.into(), writable: false }
+        Self { source: source.into(), target: target.into(), ..Self::default() }
     }
 
     /// Seen inside under another path; changes inside are changes outside.
     pub fn writable(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self { source: source.into(), target: target.into(), writable: true }
+        Self { source: source.into(), target: target.into(), writable: true, ..Self::default() }
     }
 }
 

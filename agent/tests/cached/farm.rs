@@ -34,6 +34,8 @@ pub(crate) struct Step {
     pub(crate) files: BTreeMap<String, String>,
     pub(crate) executable: Vec<&'static str>,
     pub(crate) working_directory: String,
+    /// The job has a user of its own.
+    pub(crate) owner: Option<(u32, u32)>,
 }
 
 impl Step {
@@ -52,6 +54,7 @@ impl Step {
             files: BTreeMap::from([("a.txt".to_owned(), "a".to_owned())]),
             executable: Vec::new(),
             working_directory: String::new(),
+            owner: None,
         }
     }
 
@@ -189,7 +192,7 @@ impl Farm {
             path_prefix: &[],
             working_directory: &step.working_directory,
             workspace: &workspace,
-            owner: None,
+            owner: step.owner,
             secrets: &step.secrets,
             scope: "test",
             timeout: self.timeout,

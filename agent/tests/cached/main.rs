@@ -44,6 +44,41 @@ async fn the_second_time_is_a_hit_and_looks_the_same() {
 }
 
 #[tokio::test]
+async fn tools_show_a_job_nothing_that_its_user_cannot_reach() {
+    let Some(mut farm) = Farm::new().await else { return };
+    let root = farm.dir.path().to_owned();
+    // Open itself, in a folder that is not: as what lies in root's home, or in another job's.
+    for folder in ["private/closed", "h"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+        fs::write(root.join(folder).join("hi"), "#!/bin/sh\necho hi from there\n").unwrap();
+        open(&root.join(folder).join("hi"));
+    }
+    std::os::unix::fs::symlink(root.join("private/closed/hi"), root.join("h/link")).unwrap();
+    fs::set_permissions(root.join("private"), fs::Permissions::from_mode(0o700)).unwrap();
+    let path = |folder: &str| format!("{}:/usr/bin:/bin", root.join(folder).display());
+    let step = |script: &str, folder: &str| {
+        Step::new(script).with(|step| {
+            step.owner = Some((nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
+            step.env("PATH", &path(folder));
+        })
+    };
+    let ran = farm.run(&step("hi >out.txt", "private/closed")).await;
+    assert_eq!(ran.ran.exit.code, Some(127), "{ran:?}");
+    let ran = farm.run(&step("link >out.txt", "h")).await;
+    assert!(!ran.ran.succeeded(), "{ran:?}");
+    let ran = farm.run(&step("hi >out.txt", "h")).await;
+    assert!(ran.ran.succeeded(), "the job's own home is shown: {ran:?}");
+
+    let tool = step("true >out.txt", "h")
+        .with(|step| step.spec.tools = vec![root.join("private/closed").display().to_string()]);
+    let error = farm.try_run(&tool).await.unwrap_err();
+    assert!(error.to_string().contains("not to be reached"), "{error}");
+    // A person's own jobs see what the person sees.
+    let ran = farm.run(&tool.with(|step| step.owner = None)).await;
+    assert!(ran.ran.succeeded(), "{ran:?}");
+}
+
+#[tokio::test]
 async fn the_key_depends_on_what_the_step_sees_and_on_nothing_else() {
     let Some(mut farm) = Farm::new().await else { return };
     let base = Step::new("true >out.txt").with(|step| {

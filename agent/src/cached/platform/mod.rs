@@ -21,6 +21,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -92,6 +93,11 @@ pub enum PlatformError {
         walk::FILES_MAX
     )]
     TooBig { path: PathBuf },
+    #[error(
+        "`{0}` in `cache.tools` is not to be reached by the job's user: open the folders above it, \
+         or put the tool where every user finds it"
+    )]
+    Hidden(String),
     #[error("`{0}` in `cache.tools` is neither an absolute path nor rustup, pyenv or nvm")]
     Tool(String),
 }
@@ -120,6 +126,9 @@ pub struct ToolQuery<'a> {
     pub prefix: &'a [String],
     /// Entries below this are the workspace's.
     pub workspace: &'a Path,
+    /// The job has a user of its own: it must not see through a tool what that user may
+    /// not reach.
+    pub stranger: bool,
 }
 
 /// What one step sees.
@@ -170,8 +179,12 @@ impl Platform {
     pub fn tools(&self, query: &ToolQuery<'_>) -> Result<Toolset, PlatformError> {
         let mut plan = Plan::default();
         plan.system();
+        let of_the_system = plan.binds.len();
         plan.named_tools(query.tools)?;
         self.search_path(query, &mut plan);
+        if query.stranger {
+            plan.hide(of_the_system, query)?;
+        }
         let mut properties = vec![
             ("arch".to_owned(), std::env::consts::ARCH.to_owned()),
             ("os".to_owned(), std::env::consts::OS.to_owned()),
@@ -401,6 +414,23 @@ impl Plan {
         }
     }
 
+    /// Takes out what a pipeline named and its job's user could not reach. Shown in a
+    /// sandbox, a folder is open even where the ones above it are closed.
+    fn hide(&mut self, from: usize, query: &ToolQuery<'_>) -> Result<(), PlatformError> {
+        for mut bind in self.binds.split_off(from) {
+            if let Some(real) = reachable(&bind.source, query.workspace) {
+                bind.source = real;
+                bind.exact = true;
+                self.binds.push(bind);
+            } else if let Some(tool) =
+                query.tools.iter().find(|tool| bind.source == Path::new(tool))
+            {
+                return Err(PlatformError::Hidden(tool.clone()));
+            }
+        }
+        Ok(())
+    }
+
     /// The root's name in the key: where it is seen inside, so that it does not tell
     /// whose home it is in.
     fn label(&self, root: &Root) -> String {
@@ -417,6 +447,16 @@ impl Plan {
         }
         root.path.display().to_string()
     }
+}
+
+/// The path without links, if a user who owns nothing but the job's folders gets there.
+fn reachable(path: &Path, workspace: &Path) -> Option<PathBuf> {
+    let real = fs::canonicalize(path).ok()?;
+    let job = fs::canonicalize(workspace.parent()?).ok()?;
+    // Temporary folder and home: the job's own, closed to others.
+    let own = ["t", "h"].iter().any(|name| real.starts_with(job.join(name)));
+    let open = |folder: &Path| fs::metadata(folder).is_ok_and(|about| about.mode() & 0o1 != 0);
+    (own || real.ancestors().skip(1).all(open)).then_some(real)
 }
 
 /// What tells this machine from others, for results that must not leave it.
