@@ -12,6 +12,7 @@ use crate::args;
 use crate::connect::failure;
 use crate::exit::{Ended, Failure};
 use crate::follow::feed::Client;
+use crate::out;
 use crate::reach::{Reach, run_id};
 use crate::text::{bytes, clean, count};
 
@@ -34,7 +35,7 @@ pub async fn run(args: args::ArtifactsGet) -> Result<Ended, Failure> {
     let fetched = fetched.await;
     let stopped = reach.stop().await;
     for line in fetched? {
-        println!("{line}");
+        out::line(line)?;
     }
     stopped?;
     Ok(Ended::Success)

@@ -3,6 +3,7 @@
 use crate::args;
 use crate::exit::{Ended, Failure};
 use crate::follow;
+use crate::out;
 use crate::reach::{Reach, run_id};
 
 /// Asks for the end of the run. Does not wait until its processes are gone: `watch` does.
@@ -22,6 +23,6 @@ pub async fn run(args: args::Cancel) -> Result<Ended, Failure> {
     let stopped = reach.stop().await;
     cancelled?;
     stopped?;
-    println!("{id} is being cancelled");
+    out::line(format_args!("{id} is being cancelled"))?;
     Ok(Ended::Success)
 }

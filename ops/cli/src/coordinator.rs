@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args;
 use crate::exit::{Ended, Failure};
+use crate::out;
 use crate::signals::Signals;
 
 /// Who may connect to the socket: whoever may write to it.
@@ -76,7 +77,7 @@ async fn listen(
             serving.spawn(async move {
                 coordinator.serve(UnixListenerStream::new(listener), stop).await
             });
-            println!("listening on unix:{}", path.display());
+            out::line(format_args!("listening on unix:{}", path.display()))?;
         }
         Address::Loopback(address) => {
             let listener = TcpListener::bind(address).await;
@@ -85,7 +86,7 @@ async fn listen(
             serving.spawn(async move {
                 coordinator.serve(TcpListenerStream::new(listener), stop).await
             });
-            println!("listening on http://{bound}");
+            out::line(format_args!("listening on http://{bound}"))?;
         }
     }
     Ok(())

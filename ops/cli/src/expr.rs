@@ -5,6 +5,7 @@ use steading_pipeline::expression::{self, Contexts, Status, Value, World};
 
 use crate::args;
 use crate::exit::{Ended, Failure};
+use crate::out;
 
 /// Evaluates the expression and prints `{"kind","value"}`.
 ///
@@ -29,7 +30,7 @@ pub fn run(args: &args::Expr) -> Result<Ended, Failure> {
         }
     };
     let answer = evaluate(&args.expression, &contexts)?;
-    println!("{answer}");
+    out::line(answer)?;
     Ok(Ended::Success)
 }
 

@@ -20,6 +20,7 @@ mod id;
 mod lint;
 mod local;
 mod logs;
+mod out;
 mod pairs;
 mod reach;
 mod run;

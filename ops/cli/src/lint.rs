@@ -6,6 +6,7 @@ use crate::args;
 use crate::diagnostics;
 use crate::exit::{Ended, Failure};
 use crate::find;
+use crate::out;
 
 /// Checks the files named, or all that are found here, and prints what is wrong.
 ///
@@ -25,11 +26,11 @@ pub fn run(args: &args::Lint) -> Result<Ended, Failure> {
     for file in &files {
         match check(file, &here) {
             Ok((text, good)) => {
-                print!("{text}");
+                out::print(text)?;
                 bad += u32::from(!good);
             }
             Err(error) => {
-                println!("error: {:#}", anyhow::Error::from(error));
+                out::line(format_args!("error: {:#}", anyhow::Error::from(error)))?;
                 bad += 1;
             }
         }

@@ -102,7 +102,7 @@ async fn on_farm(
         over = follow::follow(client.clone(), blobs.clone(), id, options, &mut screen, signals) => over?,
         error = farm.agent_ended() => return Err(Failure::Farm(error)),
     };
-    finish(&over, args, &screen, started);
+    finish(&over, args, &screen, started)?;
     if let (Some(dir), false) = (&args.artifacts, over.abandoned) {
         for line in artifacts::fetch(client, &blobs, id, None, dir).await? {
             screen.line(line);
@@ -111,12 +111,12 @@ async fn on_farm(
     Ok((over.ended(), over.abandoned))
 }
 
-fn finish(over: &Over, args: &args::Run, screen: &Screen, started: Instant) {
+fn finish(over: &Over, args: &args::Run, screen: &Screen, started: Instant) -> Result<(), Failure> {
     if over.abandoned {
         screen.line("left at once; the next run here ends what this one left");
-    } else {
-        conclude(screen, over, args.submission.json, started);
+        return Ok(());
     }
+    conclude(screen, over, args.submission.json, started)
 }
 
 /// Cancels what an earlier process left unfinished when it was killed: nobody waits

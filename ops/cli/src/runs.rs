@@ -6,6 +6,7 @@ use steading_proto::v1;
 use crate::args;
 use crate::connect::failure;
 use crate::exit::{Ended, Failure};
+use crate::out;
 use crate::reach::Reach;
 use crate::summary::word;
 use crate::text::{clean, date, duration, table};
@@ -23,12 +24,12 @@ pub async fn run(args: args::Runs) -> Result<Ended, Failure> {
     stopped?;
     if args.json {
         for run in &runs {
-            println!("{}", as_json(run));
+            out::line(as_json(run))?;
         }
     } else if runs.is_empty() {
-        println!("no runs yet");
+        out::line("no runs yet")?;
     } else {
-        print!("{}", as_table(&runs));
+        out::print(as_table(&runs))?;
     }
     Ok(Ended::Success)
 }

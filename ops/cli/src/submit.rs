@@ -17,6 +17,7 @@ use crate::connect::{AWAY_MAX, Backoff, Endpoint, FIRST_ANSWER_MAX};
 use crate::exit::{Ended, Failure};
 use crate::follow::{self, Options};
 use crate::local::STATE;
+use crate::out;
 use crate::reach;
 use crate::screen::{Screen, Stream};
 use crate::signals::Signals;
@@ -51,9 +52,9 @@ pub async fn run(args: args::Submit) -> Result<Ended, Failure> {
     let json = args.submission.json;
     if !args.wait {
         if json {
-            println!("{}", serde_json::json!({ "run": id.to_string() }));
+            out::line(serde_json::json!({ "run": id.to_string() }))?;
         } else {
-            println!("{id}");
+            out::line(id)?;
         }
         return Ok(Ended::Success);
     }
@@ -75,7 +76,7 @@ pub async fn run(args: args::Submit) -> Result<Ended, Failure> {
             screen.line(line);
         }
     }
-    conclude(&screen, &over, json, started);
+    conclude(&screen, &over, json, started)?;
     Ok(over.ended())
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::args;
 use crate::exit::{Ended, Failure};
 use crate::follow::{self, Options, Over};
+use crate::out;
 use crate::reach::{Reach, run_id};
 use crate::screen::{Screen, Stream};
 use crate::signals::Signals;
@@ -37,13 +38,17 @@ pub async fn run(args: args::Watch) -> Result<Ended, Failure> {
     let over = watched?;
     stopped?;
     if !over.interrupted {
-        conclude(&screen, &over, args.json, started);
+        conclude(&screen, &over, args.json, started)?;
     }
     Ok(over.ended())
 }
 
 /// Prints how the run ended.
-pub fn conclude(screen: &Screen, over: &Over, json: bool, started: Instant) {
+///
+/// # Errors
+///
+/// [`Failure::Farm`] where the summary that a program waits for cannot be written.
+pub fn conclude(screen: &Screen, over: &Over, json: bool, started: Instant) -> Result<(), Failure> {
     let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let summary = Summary::new(over.view.run(), over.view.jobs(), wall_ms);
     if over.view.jobs().count() > 1 {
@@ -52,6 +57,7 @@ pub fn conclude(screen: &Screen, over: &Over, json: bool, started: Instant) {
     }
     screen.print(summary.text());
     if json {
-        println!("{}", summary.json());
+        out::line(summary.json())?;
     }
+    Ok(())
 }

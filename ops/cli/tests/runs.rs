@@ -36,6 +36,22 @@ fn a_summary_is_one_json_object_and_nothing_else_is_on_stdout() {
 }
 
 #[test]
+fn an_answer_that_nobody_reads_is_no_panic() {
+    let place = Place::empty();
+    place.write("p.yml", QUICK);
+    for words in [&["expr", "1"][..], &["runs", "--json"], &["run", "p.yml", "--json"]] {
+        place.run(&["run", "p.yml"]).ended(0);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = place.stead(words).stdout(writer).status().unwrap();
+        assert_eq!(status.code(), Some(0), "{words:?}");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = place.stead(words).stdout(full).output().unwrap();
+        Said::of(output).ended(3).said("cannot write the answer");
+    }
+}
+
+#[test]
 fn a_job_knows_which_run_it_is() {
     let place = Place::empty();
     place.write(

@@ -53,6 +53,26 @@ impl Functions {
     /// All of them, for where the text was checked before.
     pub(crate) const ALL: Self = Self { hash_files: true, status: StatusFunctions::Job };
 
+    /// How those that there are are written.
+    pub(crate) fn names(self) -> impl Iterator<Item = &'static str> {
+        const KNOWN: [&str; 13] = [
+            "always",
+            "cancelled",
+            "case",
+            "contains",
+            "endsWith",
+            "failure",
+            "format",
+            "fromJSON",
+            "hashFiles",
+            "join",
+            "startsWith",
+            "success",
+            "toJSON",
+        ];
+        KNOWN.into_iter().filter(move |name| self.find(name).is_some())
+    }
+
     /// The function of this name, in any case, and how many arguments it takes.
     pub(super) fn find(self, name: &str) -> Option<(Function, RangeInclusive<usize>)> {
         const ANY: usize = ARGUMENTS_MAX;

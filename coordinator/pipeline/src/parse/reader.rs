@@ -4,7 +4,7 @@
 use crate::Diagnostic;
 use crate::expression::parser::{self, Scope};
 use crate::expression::template::{self, ConditionText, Piece};
-use crate::expression::{ErrorKind, ExpressionError, Value};
+use crate::expression::{ExpressionError, Value};
 use crate::job::Text;
 
 use super::allowed::Allowed;
@@ -376,13 +376,19 @@ impl<'a> Reader<'a> {
         allowed: Allowed,
     ) {
         let place = self.place_within(node, value, error.offset);
-        let unknown_name = error.message.starts_with("Unrecognized named-value");
-        let hint = if unknown_name {
+        let said = |what: &str| error.message.starts_with(what);
+        let hint = if said("Unrecognized named-value") {
             format!("here an expression may use {}", list(allowed.contexts.iter().copied()))
-        } else if error.kind == ErrorKind::Lexing && error.message.contains('"') {
+        } else if said("Unrecognized function") {
+            format!("here an expression may call {}", list(allowed.functions.names()))
+        } else if error.message.contains('"') {
             "strings in expressions stand in single quotes".to_owned()
+        } else if said("Unexpected end of expression") {
+            "something is to follow: a value, or the bracket that closes".to_owned()
+        } else if said("the expression is not closed") || said("an expression was expected") {
+            "an expression is written `${{ … }}`".to_owned()
         } else {
-            String::new()
+            "`stead expr 'EXPRESSION'` tries an expression on its own".to_owned()
         };
         self.error_with(place, format!("bad expression: {}", error.message), hint);
     }

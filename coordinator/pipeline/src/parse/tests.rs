@@ -146,11 +146,11 @@ fn bad_expressions_are_pointed_at() {
         ),
         (
             "    steps:\n      - run: |\n          ${{ a( }}\n          ${{ github }}\n          ${{ github }}\n",
-            "ci.yml:7:16: bad expression: Unexpected end of expression: '('",
+            "ci.yml:7:16: bad expression: Unexpected end of expression: '(' (something is to follow: a value, or the bracket that closes)",
         ),
         (
             "    if: github.ref = 1\n    steps: []\n",
-            "ci.yml:5:20: bad expression: Unexpected symbol: '='",
+            "ci.yml:5:20: bad expression: Unexpected symbol: '=' (`stead expr 'EXPRESSION'` tries an expression on its own)",
         ),
         (
             "    if: ${{ matrix.os }}\n    steps: []\n",
@@ -162,7 +162,7 @@ fn bad_expressions_are_pointed_at() {
         ),
         (
             "    steps: [{run: x, if: \"success('a')\"}]\n",
-            "ci.yml:5:27: bad expression: Too many parameters supplied: 'success'",
+            "ci.yml:5:27: bad expression: Too many parameters supplied: 'success' (`stead expr 'EXPRESSION'` tries an expression on its own)",
         ),
         (
             "    steps:\n      - run: |\n          first\n          echo ${{ foo.bar }}\n",
@@ -170,11 +170,11 @@ fn bad_expressions_are_pointed_at() {
         ),
         (
             "    steps: [{run: 'a ${{ github.sha'}]\n",
-            "ci.yml:5:22: bad expression: the expression is not closed: `${{` without `}}`",
+            "ci.yml:5:22: bad expression: the expression is not closed: `${{` without `}}` (an expression is written `${{ … }}`)",
         ),
         (
             "    steps: [{run: 'a ${{ }}'}]\n",
-            "ci.yml:5:22: bad expression: an expression was expected between `${{` and `}}`",
+            "ci.yml:5:22: bad expression: an expression was expected between `${{` and `}}` (an expression is written `${{ … }}`)",
         ),
         (
             "    steps: [{run: '${{ \"a\" }}'}]\n",
@@ -182,7 +182,7 @@ fn bad_expressions_are_pointed_at() {
         ),
         (
             "    name: ${{ hashFiles('a') }}\n    steps: []\n",
-            "ci.yml:5:15: bad expression: Unrecognized function: 'hashFiles'",
+            "ci.yml:5:15: bad expression: Unrecognized function: 'hashFiles' (here an expression may call `case`, `contains`, `endsWith`, `format`, `fromJSON`, `join`, `startsWith` and `toJSON`)",
         ),
     ] {
         check(&job(rest), wanted);
