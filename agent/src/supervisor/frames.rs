@@ -114,8 +114,10 @@ pub(crate) struct FrameBuffer {
 
 impl FrameBuffer {
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
-        if self.taken == self.bytes.len() {
-            self.bytes.clear();
+        // What is left is part of one frame; without this, a stream whose frames never end
+        // where a read does would be kept whole.
+        if self.taken == self.bytes.len() || self.taken >= OUTPUT_FRAME_BYTES_MAX {
+            self.bytes.drain(..self.taken);
             self.taken = 0;
         }
         self.bytes.extend_from_slice(bytes);
@@ -189,6 +191,19 @@ mod tests {
                 }
             }
             assert_eq!(seen, orders);
+        }
+    }
+
+    #[test]
+    fn a_long_stream_is_not_kept() {
+        let report = Report::Output(vec![7; OUTPUT_FRAME_BYTES_MAX - 1]).encode();
+        let mut buffer = FrameBuffer::default();
+        buffer.extend(&report[..100]);
+        for _ in 0..100 {
+            buffer.extend(&report[100..]);
+            buffer.extend(&report[..100]);
+            assert!(buffer.report().unwrap().is_some());
+            assert!(buffer.bytes.len() < 4 * OUTPUT_FRAME_BYTES_MAX, "{}", buffer.bytes.len());
         }
     }
 
