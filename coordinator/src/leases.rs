@@ -16,6 +16,13 @@ use tokio::time::Instant;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
 
+/// How often deadlines are looked at while there are any, though none may be due.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// A look that comes so long after the one before shows that this process stood still
+/// (stopped, swapped out, its disk stuck) and heard no renewal: no agent is to blame.
+const STALL: Duration = Duration::from_secs(4);
+
 /// What this leader knows of the leases' time.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
@@ -31,6 +38,8 @@ struct Inner {
     /// Chosen for expiry; the proposal is on its way, and may yet be applied where its
     /// answer was lost.
     expiring: BTreeSet<Lease>,
+    /// When the deadlines were last looked at; none while there are none.
+    looked: Option<Instant>,
 }
 
 impl Leases {
@@ -109,15 +118,21 @@ impl Leases {
 
     /// Waits until leases are overdue and marks them as expiring, until the caller says
     /// [`Leases::ended`] or [`Leases::not_expired`]. At most `max`.
+    ///
+    /// Where this process itself stood still, every lease begins anew, as in a new term.
     pub(crate) async fn overdue(&self, max: usize) -> Vec<Lease> {
         loop {
             let next = {
                 let mut inner = self.lock();
-                let due = inner.take_overdue(Instant::now(), max);
+                let now = Instant::now();
+                inner.forgive_stall(now);
+                let due = inner.take_overdue(now, max);
                 if !due.is_empty() {
                     return due;
                 }
-                inner.by_time.first().map(|(deadline, _)| *deadline)
+                let first = inner.by_time.first().map(|(deadline, _)| *deadline);
+                inner.looked = first.map(|_| now);
+                first.map(|deadline| deadline.min(now + LOOK_PERIOD))
             };
             match next {
                 None => self.changed.notified().await,
@@ -146,6 +161,17 @@ impl Inner {
         if let Some(deadline) = self.deadlines.remove(&lease) {
             self.by_time.remove(&(deadline, lease));
         }
+    }
+
+    fn forgive_stall(&mut self, now: Instant) {
+        let stood_still = self.looked.map(|looked| now.duration_since(looked));
+        if let Some(stood_still) = stood_still.filter(|time| *time > STALL) {
+            tracing::warn!(?stood_still, "this coordinator stood still: leases begin anew");
+            for lease in self.deadlines.keys().copied().collect::<Vec<_>>() {
+                self.set(lease, now + LEASE);
+            }
+        }
+        self.looked = Some(now);
     }
 
     fn take_overdue(&mut self, now: Instant, max: usize) -> Vec<Lease> {
@@ -215,6 +241,18 @@ mod tests {
         leases.begin_term([lease(1), lease(2)]);
         let start = Instant::now();
         assert_eq!(leases.overdue(10).await, [lease(1), lease(2)]);
+        assert_eq!(start.elapsed(), LEASE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_that_stood_still_blames_no_agent() {
+        let leases = Leases::default();
+        leases.granted(lease(1));
+        let none = tokio::time::timeout(LEASE / 2, leases.overdue(10)).await;
+        assert!(none.is_err());
+        tokio::time::advance(LEASE * 2).await;
+        let start = Instant::now();
+        assert_eq!(leases.overdue(10).await, [lease(1)]);
         assert_eq!(start.elapsed(), LEASE);
     }
 

@@ -74,8 +74,8 @@ struct Agent {
 ///
 /// # Errors
 ///
-/// What no retry helps with: the data directory is in use or cannot be written, or the
-/// coordinator refuses the agent.
+/// What no retry helps with: the data directory is in use or cannot be written, the
+/// coordinator refuses the agent, or another one of its name took its place.
 pub async fn run(
     config: Config,
     channel: Channel,
@@ -130,6 +130,15 @@ impl Agent {
                     tracing::warn!(%status, "this incarnation is over: stopping everything");
                     self.stop_everything(attempts).await;
                     identity = None;
+                }
+                // To register again would end what the other one runs, and so on for ever.
+                Err(status) if status.code() == Code::AlreadyExists => {
+                    self.stop_everything(attempts).await;
+                    anyhow::bail!(
+                        "another agent registered as `{}` and took this one's place: give one of \
+                         them another name (`--name`)",
+                        self.config.name
+                    );
                 }
                 Err(status) => tracing::info!(%status, "session broke, connecting again"),
             }

@@ -41,6 +41,7 @@ pub(super) async fn session(
         agent_id: identity.agent_id,
         incarnation: identity.incarnation,
         running: agent.held.leases(),
+        name: agent.config.name.clone(),
     }))?;
     let mut client = agent.agents.client();
     let stream = client.session(ReceiverStream::new(receiver));

@@ -104,16 +104,18 @@ async fn run(
     };
     let agent = AgentId::from_counter(hello.agent_id);
     let incarnation = Incarnation::from_counter(hello.incarnation);
-    // Of an earlier start: it must not push aside the session of the present one. What
-    // this replica does not know yet is looked at again behind the barrier.
-    if parts.replica.view().agent(agent).is_some_and(|known| known.incarnation > incarnation) {
-        return End::Told(stale_incarnation());
+    // Of an earlier start, or another agent: it must not push aside the session of the
+    // present one. What this replica does not know yet is looked at behind the barrier.
+    if let Some(known) = parts.replica.view().agent(agent)
+        && (known.incarnation > incarnation || !is_named(known, &hello.name))
+    {
+        return End::Told(not_current(known, &hello.name));
     }
     // Before the state is read: what is granted from now on comes as a notice.
     let session = parts.sessions.open(agent, incarnation);
     let known = hello.running.iter().map(convert::lease_of).collect();
     let mut connected = Connected { parts, sender, session, agent, waiting: Vec::new(), known };
-    if let Err(end) = connected.welcome(incarnation).await {
+    if let Err(end) = connected.welcome(incarnation, &hello.name).await {
         return end;
     }
     tracing::info!(%agent, %incarnation, "agent connected");
@@ -135,12 +137,13 @@ struct Connected<'a> {
 
 impl Connected<'_> {
     /// The full sets: what the agent should hold, and offers of what it does not.
-    async fn welcome(&mut self, incarnation: Incarnation) -> Result<(), End> {
+    async fn welcome(&mut self, incarnation: Incarnation, name: &str) -> Result<(), End> {
         self.parts.replica.read_barrier().await.map_err(Status::from)?;
         let state = self.parts.replica.view();
-        let current = state.agent(self.agent).map(|agent: &Agent| agent.incarnation);
-        if current != Some(incarnation) {
-            return Err(End::Told(stale_incarnation()));
+        match state.agent(self.agent) {
+            Some(agent) if agent.incarnation == incarnation && is_named(agent, name) => (),
+            Some(agent) => return Err(End::Told(not_current(agent, name))),
+            None => return Err(End::Told(unknown_agent())),
         }
         let held: Vec<&Job> = state.leases_of(self.agent).collect();
         let leases = || held.iter().filter_map(|job| job.lease());
@@ -317,7 +320,22 @@ async fn passed(
     (passed, asked.unwrap_or_default())
 }
 
-fn stale_incarnation() -> Status {
+/// Whether it is the agent that the one who says hello takes itself for.
+fn is_named(agent: &Agent, name: &str) -> bool {
+    name.is_empty() || agent.definition.name == name
+}
+
+/// The incarnation is not the agent's current one. Where another process registered under
+/// the same name, this one is to end: registering again would take the name back, and
+/// end what runs there.
+fn not_current(agent: &Agent, name: &str) -> Status {
+    if agent.definition.name == name {
+        return Status::already_exists(format!("another agent registered as `{name}`: leave"));
+    }
+    unknown_agent()
+}
+
+fn unknown_agent() -> Status {
     Status::failed_precondition(
         "the incarnation is not the agent's current one: stop everything and register",
     )

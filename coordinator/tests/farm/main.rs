@@ -215,6 +215,27 @@ async fn a_stale_lease_reports_nothing() {
 }
 
 #[tokio::test]
+async fn an_agent_that_was_replaced_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let farm = Farm::start(dir.path()).await;
+    let mut old = Agent::join(&farm, "a").await;
+    let mut new = Agent::join(&farm, "a").await;
+    let refused = old.try_connect(&farm, &[]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+
+    // The same number under another name: of a coordinator whose data was lost.
+    old.incarnation = new.incarnation;
+    old.name = "b".to_owned();
+    let refused = old.try_connect(&farm, &[]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+
+    // Neither took the place of the present one.
+    farm.submit("r1", ONE).await;
+    new.offer().await;
+    farm.stop().await;
+}
+
+#[tokio::test]
 async fn a_result_that_is_not_there_is_asked_for_again() {
     let dir = tempfile::tempdir().unwrap();
     let farm = Farm::start(dir.path()).await;

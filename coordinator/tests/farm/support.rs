@@ -128,6 +128,7 @@ pub(crate) struct Agent {
     pub(crate) client: AgentsClient<Channel>,
     pub(crate) id: u64,
     pub(crate) incarnation: u64,
+    pub(crate) name: String,
     session: Option<(mpsc::Sender<v1::AgentMessage>, Streaming<v1::CoordinatorMessage>)>,
     sequence: u64,
 }
@@ -147,7 +148,8 @@ impl Agent {
         };
         let answer = client.register(request).await.unwrap().into_inner();
         let (id, incarnation) = (answer.agent_id, answer.incarnation);
-        Self { client, id, incarnation, session: None, sequence: 0 }
+        let name = name.to_owned();
+        Self { client, id, incarnation, name, session: None, sequence: 0 }
     }
 
     /// Registers and opens a session.
@@ -159,18 +161,28 @@ impl Agent {
 
     /// Opens a session that says what runs.
     pub(crate) async fn connect(&mut self, farm: &Farm, running: &[v1::Lease]) -> v1::Welcome {
+        self.try_connect(farm, running).await.unwrap()
+    }
+
+    /// The same, which may be refused.
+    pub(crate) async fn try_connect(
+        &mut self,
+        farm: &Farm,
+        running: &[v1::Lease],
+    ) -> Result<v1::Welcome, tonic::Status> {
         self.client = AgentsClient::new(farm.channel());
         let (sender, receiver) = mpsc::channel(16);
         let hello = v1::Hello {
             agent_id: self.id,
             incarnation: self.incarnation,
             running: running.to_vec(),
+            name: self.name.clone(),
         };
         sender.send(message(FromAgent::Hello(hello))).await.unwrap();
         let session = self.client.session(ReceiverStream::new(receiver)).await.unwrap();
         self.session = Some((sender, session.into_inner()));
-        match self.next().await.unwrap() {
-            ToAgent::Welcome(welcome) => welcome,
+        match self.next().await? {
+            ToAgent::Welcome(welcome) => Ok(welcome),
             other => panic!("want a welcome, got {other:?}"),
         }
     }

@@ -51,10 +51,22 @@ pub async fn events(mut client: Client, run_id: u64, to: mpsc::Sender<Input>) {
         };
         if !is_transient(&status) || !backoff.wait(AWAY_MAX).await {
             // Nobody listens any more: then nobody needs to know.
-            let _ = to.send(Input::Broken(failure("follow the run", status))).await;
+            let _ = to.send(Input::Broken(broken(status))).await;
             return;
         }
     }
+}
+
+/// Why a run that the farm had accepted can no longer be followed.
+fn broken(status: tonic::Status) -> Failure {
+    if status.code() == tonic::Code::NotFound {
+        return Failure::Farm(anyhow::anyhow!(
+            "the farm has lost the run, or retired it long ago: {}\n  \
+             hint: is it the coordinator that the run was submitted to, on the same data?",
+            status.message()
+        ));
+    }
+    failure("follow the run", status)
 }
 
 /// Passes events on; `None` when the run is over or nobody listens.
