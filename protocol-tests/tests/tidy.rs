@@ -135,17 +135,19 @@ fn packages() -> BTreeMap<String, Package> {
 
 /// Every Rust file that git tracks or would track.
 fn sources() -> Vec<PathBuf> {
+    // A snapshot of the source has no `.git`, and may stand in a folder that another
+    // repository ignores: walk it.
+    if !root().join(".git").exists() {
+        let mut files = Vec::new();
+        walk(&root(), &mut files);
+        return files;
+    }
     let out = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z", "*.rs"])
         .current_dir(root())
         .output()
         .expect("git runs");
-    if !out.status.success() {
-        // A snapshot of the source without its `.git`: walk it.
-        let mut files = Vec::new();
-        walk(&root(), &mut files);
-        return files;
-    }
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout)
         .expect("paths are UTF-8")
         .split_terminator('\0')
