@@ -271,6 +271,21 @@ impl Blobs {
     }
 }
 
+/// A tree whose blobs are all in this store already, kept there; none where one is not,
+/// or where the tree is none. Blocks.
+pub fn held_tree(store: &Store, root: &Digest) -> Option<FetchedTree> {
+    let first = store.pin(FUNCTION, &[*root]);
+    let folder = tree::load(store, root).ok()?;
+    let files = files_of(&folder);
+    let mut all = tree::blobs_below(store, FUNCTION, root).ok()?;
+    all.extend(&files);
+    let pin = store.pin(FUNCTION, &all);
+    drop(first);
+    // Looked at once they are pinned.
+    let held = store.missing(FUNCTION, &all).is_empty();
+    held.then(|| FetchedTree { summary: summary_of(*root, &folder), pin })
+}
+
 /// Names the folders right below these.
 fn folders_below(store: &Store, level: &[Digest]) -> Result<Vec<Digest>, BlobsError> {
     let mut below = Vec::new();

@@ -15,7 +15,7 @@ mod sys;
 pub mod tree;
 
 pub use actions::{ActionCache, ActionCacheError, ActionEntry, RESULT_BYTES_MAX};
-pub use blobs::{Blobs, BlobsError, FetchedTree};
+pub use blobs::{Blobs, BlobsError, FetchedTree, held_tree};
 pub use dir::{Dir, Kind, remove_tree};
 pub use remote::{MESSAGE_BYTES_MAX, RemoteBlobs};
 pub use store::{BlobWriter, Pin, STREAM_BYTES_MIN, Store, StoreError, StoreOptions};

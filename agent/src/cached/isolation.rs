@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::platform::machine_id;
+use super::platform::{Platform, machine_id};
 use crate::sandbox::{self, Support};
 
 /// How far a cached step saw nothing but its inputs.
@@ -43,8 +43,21 @@ struct Memo {
     overlay: bool,
 }
 
-/// As [`sandbox::support`]; a yes is remembered in `dir` until the machine starts again.
-pub(super) fn support(program: &[String], dir: &Path, scratch: &Path) -> Support {
+/// As [`sandbox::support`]; a yes is remembered, by the process, and beside the
+/// platform's memos until the machine starts again.
+pub(super) fn support(program: &[String], platform: &Platform, scratch: &Path) -> Support {
+    if let Some(support) = platform.enforced.get() {
+        return support.clone();
+    }
+    let support = found_out(program, platform.dir(), scratch);
+    if support.is_enforced() {
+        // Set before by another step: the same.
+        let _ = platform.enforced.set(support.clone());
+    }
+    support
+}
+
+fn found_out(program: &[String], dir: &Path, scratch: &Path) -> Support {
     let file = dir.join("isolation.json");
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let user = geteuid().as_raw();
@@ -54,6 +67,8 @@ pub(super) fn support(program: &[String], dir: &Path, scratch: &Path) -> Support
     {
         return if known.overlay { Support::Enforced } else { Support::WithoutOverlay };
     }
+    // Without it the probe says what is missing.
+    let _ = fs::create_dir_all(scratch);
     let support = sandbox::support(program, scratch);
     if support.is_enforced() {
         let memo = Memo { boot, user, enforced: true, overlay: support == Support::Enforced };

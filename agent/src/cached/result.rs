@@ -132,21 +132,26 @@ pub(super) async fn get_effects(
     for (name, digest) in named {
         let Ok(digest) = digest.parse::<Digest>() else { continue };
         let bytes = blobs.get(&digest).await?.ok_or(BlobsError::Missing(vec![digest]))?;
-        let place = match name.as_str() {
-            "output" => &mut effects.output,
-            "env" => &mut effects.env,
-            "path" => &mut effects.path,
-            "state" => &mut effects.state,
-            "summary" => &mut effects.summary,
-            // Of a later version, which keys differently if it matters.
-            _ => continue,
-        };
-        *place = bytes.to_vec();
+        effects.set(name, &bytes);
     }
     Ok(effects)
 }
 
 impl SideEffects {
+    /// By the name of its file.
+    pub(super) fn set(&mut self, name: &str, bytes: &[u8]) {
+        let place = match name {
+            "output" => &mut self.output,
+            "env" => &mut self.env,
+            "path" => &mut self.path,
+            "state" => &mut self.state,
+            "summary" => &mut self.summary,
+            // Of a later version, which keys differently if it matters.
+            _ => return,
+        };
+        *place = bytes.to_vec();
+    }
+
     /// By the names of their files.
     pub(super) fn named(&self) -> [(&'static str, &Vec<u8>); 5] {
         [

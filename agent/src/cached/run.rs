@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use steading_cas::client::ActionsError;
-use steading_cas::tree::{self, Entry, Materialize, MaterializeMode, Mtime};
-use steading_cas::{Blobs, BlobsError, remove_tree};
+use steading_cas::tree::{self, Entry, Materialize, MaterializeMode, Mtime, TreeError};
+use steading_cas::{Blobs, BlobsError, FetchedTree, Store, remove_tree};
 use steading_model::{Digest, DigestFunction};
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +44,11 @@ pub async fn run(
     cancel: &CancellationToken,
 ) -> Result<Ran, CachedError> {
     let scratch = context.scratch.to_owned();
-    fs::create_dir_all(&scratch).map_err(io_error("create", &scratch))?;
     let ran = run_in_scratch(&mut context, &request, log, cancel).await;
+    // A hit needs none.
+    if !scratch.exists() {
+        return ran;
+    }
     let cleared = off_thread(move || remove_tree(&scratch)).await;
     if let Err(error) = cleared {
         tracing::warn!(%error, scratch = %context.scratch.display(), "scratch not removed");
@@ -63,7 +66,7 @@ async fn run_in_scratch(
     let (platform, program) = (context.platform.clone(), context.program.to_vec());
     let (owned, scratch) = (request.detached(), context.scratch.to_owned());
     let (support, key) = off_thread(move || {
-        let support = isolation::support(&program, platform.dir(), &scratch);
+        let support = isolation::support(&program, &platform, &scratch);
         let isolation = Isolation::of(&support);
         key(&owned.as_request(), &platform, &store, &isolation).map(|key| (support, key))
     })
@@ -108,6 +111,9 @@ struct Step<'c, 'a, 'r> {
     /// The layer of a result whose blobs are gone: not to be tried again.
     lost: Option<Digest>,
 }
+
+/// What a result brings besides its layer: side effects, log, and the layer's pin.
+type Ready = (SideEffects, Bytes, FetchedTree);
 
 /// What an execution leaves for those who wait for it.
 enum Left {
@@ -167,10 +173,14 @@ impl Step<'_, '_, '_> {
         outcome: &Outcome,
         log: &mut dyn OutputSink,
     ) -> Result<Option<Ran>, CachedError> {
-        let fetched = patiently(AWAY_WAIT, CachedError::is_transient, || self.fetch(outcome));
-        let ready = match fetched.await {
-            Ok(ready) => self.apply(&outcome.layer).await.map(|()| ready),
-            Err(error) => Err(error),
+        let here = self.replay_here(outcome).await;
+        let fetch = || self.fetch(outcome);
+        let ready = match here {
+            Some(ready) => Ok(ready),
+            None => match patiently(AWAY_WAIT, CachedError::is_transient, fetch).await {
+                Ok(ready) => self.apply(&outcome.layer).await.map(|()| ready),
+                Err(error) => Err(error),
+            },
         };
         let (effects, text, _pin) = match ready {
             Ok(ready) => ready,
@@ -191,10 +201,29 @@ impl Step<'_, '_, '_> {
         Ok(Some(ran))
     }
 
+    /// [`Step::fetch`] and [`Step::apply`] in one go, where the local store has all that
+    /// the outcome names. None: it has not, or something failed, which the long way tells.
+    async fn replay_here(&self, outcome: &Outcome) -> Option<Ready> {
+        let store = self.context.blobs.local()?.clone();
+        let (outcome, apply) = (outcome.clone(), self.application(outcome.layer));
+        off_thread(move || {
+            let mut effects = SideEffects::default();
+            for (name, digest) in &outcome.effects {
+                let bytes = store.get(DigestFunction::Blake3, &digest.parse().ok()?).ok()??;
+                effects.set(name, &bytes);
+            }
+            let text = store.get(DigestFunction::Blake3, &outcome.log).ok()??;
+            let tree = steading_cas::held_tree(&store, &outcome.layer)?;
+            apply(&store).ok()?;
+            Some((effects, text, tree))
+        })
+        .await
+    }
+
     async fn fetch(
         &self,
         outcome: &Outcome,
-    ) -> Result<(SideEffects, Bytes, steading_cas::FetchedTree), CachedError> {
+    ) -> Result<Ready, CachedError> {
         let blobs: &Blobs = self.context.blobs;
         let effects = result::get_effects(blobs, &outcome.effects).await?;
         let text = blobs.get(&outcome.log).await?;
@@ -232,6 +261,8 @@ impl Step<'_, '_, '_> {
         log: &mut dyn OutputSink,
         cancel: &CancellationToken,
     ) -> Result<(Ran, Left), CachedError> {
+        let scratch = self.context.scratch;
+        fs::create_dir_all(scratch).map_err(io_error("create", scratch))?;
         let executed =
             execute(self.context, self.request, &self.key, &self.support, log, cancel).await?;
         let mut ran = self.ended(executed.exit);
@@ -430,14 +461,22 @@ impl Step<'_, '_, '_> {
     /// Puts the outputs into the workspace, in place of what the patterns choose there.
     async fn apply(&self, layer: &Digest) -> Result<(), CachedError> {
         let store = self.context.blobs.local().cloned().ok_or(BlobsError::NoStore)?;
-        let (layer, workspace) = (*layer, self.request.workspace.to_owned());
-        let (patterns, owner) = (self.key.outputs.clone(), self.request.owner);
-        off_thread(move || {
-            let options = Materialize { mode: MaterializeMode::Writable, mtime: Mtime::Now, owner };
-            tree::apply_layer(&store, &layer, &workspace, &patterns, &options)
-        })
-        .await?;
+        let apply = self.application(*layer);
+        off_thread(move || apply(&store)).await?;
         Ok(())
+    }
+
+    /// The work of [`Step::apply`], for a thread that may block.
+    fn application(
+        &self,
+        layer: Digest,
+    ) -> impl FnOnce(&Store) -> Result<(), TreeError> + Send + 'static {
+        let workspace = self.request.workspace.to_owned();
+        let (patterns, owner) = (self.key.outputs.clone(), self.request.owner);
+        move |store| {
+            let options = Materialize { mode: MaterializeMode::Writable, mtime: Mtime::Now, owner };
+            tree::apply_layer(store, &layer, &workspace, &patterns, &options).map(drop)
+        }
     }
 
     /// Side effects with this job's workspace in their paths.

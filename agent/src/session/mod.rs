@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use steading_cas::client::Actions;
-use steading_cas::{Blobs, RemoteBlobs, Store, StoreOptions};
+use steading_cas::{ActionCache, Blobs, RemoteBlobs, Store, StoreOptions};
 use steading_proto::v1;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -88,7 +88,7 @@ pub async fn run(
         slots: Slots::new(config.slots.max(1)),
         has_bash: has_bash(),
         platform: Arc::new(Platform::new(config.data_dir.join("fingerprint"), inherited(&config))),
-        actions: Actions::remote(channel.clone()),
+        actions: open_actions(&config, &channel)?,
         agents: Agents::new(channel),
         held: AllHeld::default(),
         config,
@@ -265,6 +265,16 @@ fn inherited(config: &Config) -> BTreeMap<String, String> {
     }
     environment.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
     environment
+}
+
+fn open_actions(config: &Config, channel: &Channel) -> anyhow::Result<Actions> {
+    match &config.blobs {
+        // The coordinator's own, without the way over the wire.
+        BlobsSetting::Shared(store) => {
+            Ok(Actions::Local(ActionCache::open(store).context("cannot open the action cache")?))
+        }
+        BlobsSetting::Own { .. } => Ok(Actions::remote(channel.clone())),
+    }
 }
 
 async fn open_blobs(config: &Config, channel: &Channel) -> anyhow::Result<Blobs> {

@@ -109,7 +109,8 @@ pub fn materialize_in(
     };
     work.push(vec![Job::Folder { path: String::new(), digest: *root, depth: 0 }]);
     std::thread::scope(|scope| {
-        for _ in 1..THREADS {
+        // An empty tree is nothing to share.
+        for _ in 1..if root.size == 0 { 1 } else { THREADS } {
             scope.spawn(|| work.run());
         }
         work.run();

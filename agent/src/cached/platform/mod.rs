@@ -9,9 +9,9 @@
 //! counted only by steps that name one of their programs, see [`words`]: a C program's
 //! key does not depend on whose Python it was built beside.
 //!
-//! Content is memoised by path, inode, size and times; a check is believed for
-//! [`TRUST`] within one process, unless [`Platform::distrust`] says that a step ran
-//! that may have changed the machine.
+//! Content is memoised by path, inode, size and times; a check, and the answer to a
+//! whole question, is believed for [`TRUST`] within one process, unless
+//! [`Platform::distrust`] says that a step ran that may have changed the machine.
 
 mod homes;
 mod memo;
@@ -23,7 +23,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use homes::{Home, home_of};
@@ -31,11 +31,14 @@ use memo::Hash;
 use walk::Root;
 pub(crate) use words::words;
 
-use crate::sandbox::Bind;
+use crate::sandbox::{Bind, Support};
 
 /// How long a fingerprint is believed without looking again: a run of many cached
 /// steps looks once.
 pub const TRUST: Duration = Duration::from_secs(1);
+
+/// Most questions whose answers are remembered: jobs of few kinds follow each other.
+const ANSWERS_MAX: usize = 64;
 
 /// Folders of PATH that every machine has, in the order in which a step searches them.
 pub const SYSTEM_PATH: [&str; 6] =
@@ -110,6 +113,10 @@ pub struct Platform {
     /// The environment of whom the tools belong to.
     env: BTreeMap<String, String>,
     believed: Mutex<HashMap<Root, (Instant, Hash)>>,
+    /// What [`Platform::tools`] answered, and when it began to look.
+    answers: Mutex<HashMap<Question, (Instant, Toolset)>>,
+    /// What the kernel offers, once that is known to be enough.
+    pub(super) enforced: OnceLock<Support>,
     /// Held while tools are read: who comes second finds the memos of who came first.
     reading: Mutex<()>,
 }
@@ -129,6 +136,28 @@ pub struct ToolQuery<'a> {
     /// The job has a user of its own: it must not see through a tool what that user may
     /// not reach.
     pub stranger: bool,
+}
+
+/// The same, to remember it by.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Question {
+    words: BTreeSet<String>,
+    tools: Vec<String>,
+    path: Option<String>,
+    prefix: Vec<String>,
+    workspace: PathBuf,
+}
+
+impl Question {
+    fn of(query: &ToolQuery<'_>) -> Self {
+        Self {
+            words: query.words.clone(),
+            tools: query.tools.to_vec(),
+            path: query.path.map(str::to_owned),
+            prefix: query.prefix.to_vec(),
+            workspace: query.workspace.to_owned(),
+        }
+    }
 }
 
 /// What one step sees.
@@ -153,7 +182,14 @@ impl Toolset {
 impl Platform {
     /// `dir` keeps the memos; `env` is the environment whose PATH and homes count.
     pub fn new(dir: PathBuf, env: BTreeMap<String, String>) -> Self {
-        Self { dir, env, believed: Mutex::new(HashMap::new()), reading: Mutex::new(()) }
+        Self {
+            dir,
+            env,
+            believed: Mutex::default(),
+            answers: Mutex::default(),
+            enforced: OnceLock::new(),
+            reading: Mutex::new(()),
+        }
     }
 
     /// The environment of whom the tools belong to.
@@ -169,6 +205,7 @@ impl Platform {
     /// Something ran that may have changed the machine: look again.
     pub fn distrust(&self) {
         self.believed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// What the step sees, and its fingerprint. Reads the disk.
@@ -177,6 +214,25 @@ impl Platform {
     ///
     /// [`PlatformError`] names the tool that cannot be read.
     pub fn tools(&self, query: &ToolQuery<'_>) -> Result<Toolset, PlatformError> {
+        let (question, now) = (Question::of(query), Instant::now());
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < TRUST;
+        let known = {
+            let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            answers.get(&question).filter(|(at, _)| fresh(at)).map(|(_, tools)| tools.clone())
+        };
+        if let Some(tools) = known {
+            return Ok(tools);
+        }
+        let tools = self.look(query)?;
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.retain(|_, (at, _)| fresh(at));
+        if answers.len() < ANSWERS_MAX {
+            answers.insert(question, (now, tools.clone()));
+        }
+        Ok(tools)
+    }
+
+    fn look(&self, query: &ToolQuery<'_>) -> Result<Toolset, PlatformError> {
         let mut plan = Plan::default();
         plan.system();
         let of_the_system = plan.binds.len();
