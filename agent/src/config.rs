@@ -17,6 +17,9 @@ pub struct Config {
     pub labels: Vec<String>,
     /// Jobs that it runs at once.
     pub slots: u32,
+    /// Leases that it takes besides, to have the next job at hand when a slot frees. What
+    /// it holds so, another agent cannot have: 0, unless it is its coordinator's only one.
+    pub leases_ahead: u32,
     pub resources: Resources,
     /// Everything it keeps; mode 0700. Workspaces are under `work/`.
     pub data_dir: PathBuf,

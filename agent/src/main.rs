@@ -118,6 +118,7 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
         spot: arguments.spot,
         labels: arguments.labels,
         slots: arguments.slots.unwrap_or(processors).max(1),
+        leases_ahead: 0,
         resources: Resources { cpu_milli: processors * 1000, memory_mib: memory_mib() },
         data_dir: arguments.data_dir,
         blobs: BlobsSetting::Own { bytes_max: arguments.store_gib << 30 },

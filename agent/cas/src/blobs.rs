@@ -70,6 +70,10 @@ pub(crate) fn status_is_transient(status: &tonic::Status) -> bool {
     )
 }
 
+/// Up to this many bytes are hashed where they are and share a sync with what others put:
+/// hashing them takes less than to change the thread.
+const GROUPED_BYTES_MAX: usize = 64 << 10;
+
 /// A source and sink of blobs. Clones share it. Digests are BLAKE3.
 #[derive(Clone, Debug)]
 pub enum Blobs {
@@ -142,6 +146,14 @@ impl Blobs {
     /// As [`Blobs::get`].
     pub async fn put_many(&self, blobs: Vec<Bytes>) -> Result<Vec<Digest>, BlobsError> {
         let local = self.local().cloned();
+        let bytes: usize = blobs.iter().map(Bytes::len).sum();
+        if let (Self::Local(store), true) = (self, bytes <= GROUPED_BYTES_MAX) {
+            let hashed: Vec<(Digest, Bytes)> =
+                blobs.into_iter().map(|bytes| (digest_of(FUNCTION, &bytes), bytes)).collect();
+            let digests = hashed.iter().map(|(digest, _)| *digest).collect();
+            store.put_grouped(FUNCTION, hashed).await?;
+            return Ok(digests);
+        }
         let (digests, blobs) = blocking(move || {
             let hashed: Vec<(Digest, Bytes)> =
                 blobs.into_iter().map(|bytes| (digest_of(FUNCTION, &bytes), bytes)).collect();

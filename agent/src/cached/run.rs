@@ -220,10 +220,7 @@ impl Step<'_, '_, '_> {
         .await
     }
 
-    async fn fetch(
-        &self,
-        outcome: &Outcome,
-    ) -> Result<Ready, CachedError> {
+    async fn fetch(&self, outcome: &Outcome) -> Result<Ready, CachedError> {
         let blobs: &Blobs = self.context.blobs;
         let effects = result::get_effects(blobs, &outcome.effects).await?;
         let text = blobs.get(&outcome.log).await?;

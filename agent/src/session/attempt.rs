@@ -9,6 +9,7 @@ use steading_cas::BlobsError;
 use steading_model::{Conclusion, Digest, FailureClass};
 use steading_pipeline::job::{JobResult, JobSpec};
 use steading_proto::v1;
+use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -51,6 +52,8 @@ pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer
     let (mut slot, permit) = tokio::select! {
         () = held.refused.cancelled() => return agent.held.remove(&held.lease),
         () = held.signals.stop.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
+        // Not begun, so there is nothing to end.
+        () = held.signals.cancel.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
         taken = agent.slots.take() => taken,
     };
     let logs = JobLogs::new(agent.home.logs(slot.index));
@@ -60,6 +63,11 @@ pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer
 
     let end = execute(&agent, &held, &mut slot, offer, &logs).await;
     logs.close();
+    let mut place = Some((slot, permit));
+    if logs.lengths().is_empty() {
+        // Nothing of this job is left there: the next one need not wait for its report.
+        vacate(&agent, &mut place).await;
+    }
     let leaving = held.signals.stop.is_cancelled();
     if held.refused.is_cancelled() {
         agent.held.remove(&held.lease);
@@ -76,8 +84,15 @@ pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer
     stop_shipping.cancel();
     while shipping.join_next().await.is_some() {}
     logs.remove();
-    clean_up(&agent, slot.index).await;
-    agent.slots.give(slot, permit);
+    vacate(&agent, &mut place).await;
+}
+
+/// Clears the slot and gives it to whoever waits for it.
+async fn vacate<'a>(agent: &'a Agent, place: &mut Option<(Slot, SemaphorePermit<'a>)>) {
+    if let Some((slot, permit)) = place.take() {
+        clean_up(agent, slot.index).await;
+        agent.slots.give(slot, permit);
+    }
 }
 
 /// Runs the job's steps; when this returns, all of its processes are gone.

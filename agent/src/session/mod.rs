@@ -188,7 +188,7 @@ impl Agent {
             pool: config.pool.clone(),
             spot: config.spot,
             labels,
-            slots: config.slots.max(1),
+            slots: config.slots.max(1).saturating_add(config.leases_ahead),
             cpu_milli: config.resources.cpu_milli,
             memory_mib: config.resources.memory_mib,
             properties: Default::default(),

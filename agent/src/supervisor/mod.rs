@@ -42,6 +42,10 @@ pub struct Supervisor {
     lease: LeaseHandle,
     reports: ChildStdout,
     inbox: FrameBuffer,
+    /// Where reports are read to.
+    buffer: Vec<u8>,
+    /// Something was started since the last end of a job.
+    ran: bool,
 }
 
 /// Tells a supervisor about its lease while it runs something. Cloned freely.
@@ -111,7 +115,8 @@ impl Supervisor {
         let orders = process.stdin.take().expect("standard input was asked to be a pipe");
         let reports = process.stdout.take().expect("standard output was asked to be a pipe");
         let lease = LeaseHandle { orders: Arc::new(Mutex::new(Some(orders))) };
-        Ok(Self { process, lease, reports, inbox: FrameBuffer::default() })
+        let (inbox, buffer) = (FrameBuffer::default(), vec![0; frames::OUTPUT_FRAME_BYTES_MAX]);
+        Ok(Self { process, lease, reports, inbox, buffer, ran: false })
     }
 
     /// To tell about the lease while something runs.
@@ -149,11 +154,12 @@ impl Supervisor {
             let reason = "its arguments and environment are too large".to_owned();
             return Err(SupervisorError::NotStarted { program, reason });
         }
+        self.ran = true;
         self.lease.send_encoded(&order).await?;
         let mut told = false;
         loop {
             let report = tokio::select! {
-                report = next_report(&mut self.reports, &mut self.inbox) => report?,
+                report = next_report(&mut self.reports, &mut self.inbox, &mut self.buffer) => report?,
                 () = cancel.cancelled(), if !told => {
                     told = true;
                     self.lease.send(&Order::Cancel).await?;
@@ -181,10 +187,18 @@ impl Supervisor {
     ///
     /// Those of a supervisor that is gone; then nothing is left either.
     pub async fn end_job(&mut self) -> Result<u32, SupervisorError> {
+        if !self.ran {
+            // Nothing is there to be killed, so no answer is worth a wait.
+            self.lease.deadline(0).await?;
+            return Ok(0);
+        }
         self.lease.send(&Order::EndJob).await?;
         loop {
-            match next_report(&mut self.reports, &mut self.inbox).await? {
-                Report::JobEnded(killed) => return Ok(killed),
+            match next_report(&mut self.reports, &mut self.inbox, &mut self.buffer).await? {
+                Report::JobEnded(killed) => {
+                    self.ran = false;
+                    return Ok(killed);
+                }
                 Report::Frozen | Report::Thawed | Report::Output(_) => (),
                 Report::Exited(_) | Report::NotStarted(_) => (),
             }
@@ -207,15 +221,15 @@ impl Supervisor {
 async fn next_report(
     reports: &mut ChildStdout,
     inbox: &mut FrameBuffer,
+    buffer: &mut [u8],
 ) -> Result<Report, SupervisorError> {
-    let mut bytes = vec![0; frames::OUTPUT_FRAME_BYTES_MAX];
     loop {
         if let Some(report) = inbox.report()? {
             return Ok(report);
         }
-        match reports.read(&mut bytes).await? {
+        match reports.read(buffer).await? {
             0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            len => inbox.extend(&bytes[..len]),
+            len => inbox.extend(&buffer[..len]),
         }
     }
 }

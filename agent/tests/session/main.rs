@@ -213,6 +213,7 @@ impl Farm {
             spot: false,
             labels: Vec::new(),
             slots: 1,
+            leases_ahead: 0,
             resources: Resources { cpu_milli: 1000, memory_mib: 1000 },
             data_dir: self.dir.path().join("agent"),
             blobs: BlobsSetting::Shared(self.store.clone()),

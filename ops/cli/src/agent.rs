@@ -49,6 +49,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
         spot: false,
         labels: labels(&args.labels),
         slots: args.slots.unwrap_or_else(cores),
+        leases_ahead: 0,
         // Jobs are told of it, and run elsewhere.
         data_dir: std::path::absolute(args.data_dir).map_err(anyhow::Error::from)?,
         blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },

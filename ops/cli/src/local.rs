@@ -49,6 +49,10 @@ const STORE_BYTES_MAX: u64 = 10 << 30;
 /// The one agent of a farm of one, and its pool.
 const AGENT_NAME: &str = "local";
 
+/// Leases that the one agent holds ahead for each slot: while short jobs run, the ends
+/// of those before and the starts of those after are committed several at a time.
+const LEASES_AHEAD_PER_SLOT: u32 = 3;
+
 /// What a host is taken to have that does not say, MiB.
 const MEMORY_MIB_UNKNOWN: u32 = 1024;
 
@@ -149,6 +153,7 @@ impl Farm {
             spot: false,
             labels: options.labels,
             slots: options.slots,
+            leases_ahead: options.slots.saturating_mul(LEASES_AHEAD_PER_SLOT),
             data_dir: self.data_dir.join("agent"),
             blobs: steading_agent::BlobsSetting::Shared(self.store()),
             user: steading_agent::RunAs::SelfUser,

@@ -9,6 +9,7 @@
 //! The folder belongs to one process at a time: whoever owns the data directory
 //! holds its lock.
 
+mod group;
 mod index;
 mod read;
 mod scan;
@@ -97,6 +98,8 @@ struct Shared {
     /// Shared by whoever puts a file in place and tells the index; alone for whoever
     /// removes one from both.
     places: RwLock<()>,
+    /// Who waits for the next sync.
+    group: Mutex<group::Group>,
     /// One eviction at a time.
     evicting: Mutex<()>,
     clock: UseClock,
@@ -139,6 +142,7 @@ impl Store {
             options,
             index: Mutex::default(),
             places: RwLock::default(),
+            group: Mutex::default(),
             evicting: Mutex::default(),
             clock: UseClock::default(),
             stop: AtomicBool::new(false),

@@ -16,6 +16,8 @@ struct Known {
     job: v1::Job,
     /// Attempt whose start has been told.
     started: u32,
+    /// When the first step of an attempt began, milliseconds since the epoch.
+    began: Option<(u32, u64)>,
     /// Steps of that attempt whose end has been told: those with a lower position.
     steps_told: u32,
     /// The job's end has been told.
@@ -67,8 +69,12 @@ impl View {
 
     /// Jobs that wait, jobs that run.
     pub fn waiting_and_running(&self) -> (usize, usize) {
-        let of = |status| self.jobs().filter(|job| job.status() == status).count();
-        (of(v1::job::Status::Queued), of(v1::job::Status::Running))
+        let unfinished = self.jobs().filter(|job| {
+            matches!(job.status(), v1::job::Status::Queued | v1::job::Status::Running)
+        });
+        let running = self.jobs().filter(|job| job.status() == v1::job::Status::Running);
+        let running = running.filter(|job| is_under_way(job)).count();
+        (unfinished.count() - running, running)
     }
 
     /// Position of the first step of the job whose end has not been told.
@@ -82,8 +88,26 @@ impl View {
     }
 }
 
+/// A job that has an agent, but no step under way, still waits.
+fn is_under_way(job: &v1::Job) -> bool {
+    match job.status() {
+        v1::job::Status::Running => !job.steps.is_empty(),
+        v1::job::Status::Done => true,
+        v1::job::Status::Queued | v1::job::Status::Unspecified => false,
+    }
+}
+
 impl Known {
-    fn apply(&mut self, id: u64, job: v1::Job, changes: &mut Vec<Change>) {
+    fn apply(&mut self, id: u64, mut job: v1::Job, changes: &mut Vec<Change>) {
+        if let Some(first) = job.steps.first().filter(|first| first.started_ms > 0) {
+            self.began = Some((job.attempt, first.started_ms));
+        }
+        // What it waited at its agent is none of the time that it took.
+        if let Some((attempt, began_ms)) = self.began
+            && attempt == job.attempt
+        {
+            job.started_ms = began_ms;
+        }
         let status = job.status();
         if self.done {
             self.job = job;
@@ -92,7 +116,7 @@ impl Known {
         if status == v1::job::Status::Queued && self.started > 0 && self.job.status() != status {
             changes.push(Change::Again { job: id });
         }
-        if job.attempt > self.started && status != v1::job::Status::Queued {
+        if job.attempt > self.started && is_under_way(&job) {
             self.started = job.attempt;
             self.steps_told = 0;
             changes.push(Change::Started { job: id });
@@ -109,7 +133,11 @@ impl Known {
                 self.done = true;
                 changes.push(Change::Done { job: id });
             }
-            v1::job::Status::Running => changes.push(Change::Moved { job: id }),
+            v1::job::Status::Running if self.started == job.attempt => {
+                changes.push(Change::Moved { job: id });
+            }
+            // Its agent has it, and something else to do first.
+            v1::job::Status::Running => (),
             v1::job::Status::Queued | v1::job::Status::Unspecified => (),
         }
         self.job = job;
@@ -125,8 +153,8 @@ mod tests {
     fn a_job_starts_takes_its_steps_and_ends_once() {
         check(&[
             (Status::Queued, 0, &[], ""),
-            (Status::Running, 1, &[], "started moved"),
-            (Status::Running, 1, &[false], "moved"),
+            (Status::Running, 1, &[], ""),
+            (Status::Running, 1, &[false], "started moved"),
             (Status::Running, 1, &[true, false], "step0 moved"),
             (Status::Running, 1, &[true, true, true], "step1 step2 moved"),
             (Status::Done, 1, &[true, true, true], "done"),
@@ -149,8 +177,8 @@ mod tests {
         check(&[
             (Status::Running, 1, &[true], "started step0 moved"),
             (Status::Queued, 1, &[], "again"),
-            (Status::Running, 2, &[], "started moved"),
-            (Status::Running, 2, &[true], "step0 moved"),
+            (Status::Running, 2, &[], ""),
+            (Status::Running, 2, &[true], "started step0 moved"),
         ]);
         check(&[
             (Status::Running, 1, &[true], "started step0 moved"),
