@@ -23,6 +23,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,8 @@ pub struct Platform {
     believed: Mutex<HashMap<Root, (Instant, Hash)>>,
     /// What [`Platform::tools`] answered, and when it began to look.
     answers: Mutex<HashMap<Question, (Instant, Toolset)>>,
+    /// How often it was said that the machine may have changed.
+    distrusted: AtomicU64,
     /// What the kernel offers, once that is known to be enough.
     pub(super) enforced: OnceLock<Support>,
     /// Held while tools are read: who comes second finds the memos of who came first.
@@ -187,6 +190,7 @@ impl Platform {
             env,
             believed: Mutex::default(),
             answers: Mutex::default(),
+            distrusted: AtomicU64::new(0),
             enforced: OnceLock::new(),
             reading: Mutex::new(()),
         }
@@ -204,6 +208,7 @@ impl Platform {
 
     /// Something ran that may have changed the machine: look again.
     pub fn distrust(&self) {
+        self.distrusted.fetch_add(1, Ordering::SeqCst);
         self.believed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -215,6 +220,7 @@ impl Platform {
     /// [`PlatformError`] names the tool that cannot be read.
     pub fn tools(&self, query: &ToolQuery<'_>) -> Result<Toolset, PlatformError> {
         let (question, now) = (Question::of(query), Instant::now());
+        let distrusted = self.distrusted.load(Ordering::SeqCst);
         let fresh = |at: &Instant| now.saturating_duration_since(*at) < TRUST;
         let known = {
             let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,7 +232,9 @@ impl Platform {
         let tools = self.look(query)?;
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.retain(|_, (at, _)| fresh(at));
-        if answers.len() < ANSWERS_MAX {
+        // What was looked at before a change must not be believed after it.
+        let changed = self.distrusted.load(Ordering::SeqCst) != distrusted;
+        if !changed && answers.len() < ANSWERS_MAX {
             answers.insert(question, (now, tools.clone()));
         }
         Ok(tools)
