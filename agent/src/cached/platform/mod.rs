@@ -334,7 +334,7 @@ impl Platform {
         let work = || {
             let mut done = Vec::new();
             while let Some(&index) =
-                open.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                open.get(next.fetch_add(1, Ordering::Relaxed))
             {
                 done.push((index, memo::digest(&self.dir, &roots[index])));
             }
