@@ -15,6 +15,7 @@
 
 mod homes;
 mod memo;
+mod system;
 mod walk;
 mod words;
 
@@ -29,6 +30,8 @@ use std::time::{Duration, Instant};
 
 use homes::{Home, home_of};
 use memo::Hash;
+pub use system::SYSTEM_PATH;
+use system::{ETC, ETC_PREFIXES, PACKAGES, SYSTEM_PATH_TOO, SYSTEM_ROOTS};
 use walk::Root;
 pub(crate) use words::words;
 
@@ -40,47 +43,6 @@ pub const TRUST: Duration = Duration::from_secs(1);
 
 /// Most questions whose answers are remembered: jobs of few kinds follow each other.
 const ANSWERS_MAX: usize = 64;
-
-/// Folders of PATH that every machine has, in the order in which a step searches them.
-pub const SYSTEM_PATH: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-
-/// Further folders of PATH that only name parts of `/usr` again, or hold games.
-const SYSTEM_PATH_TOO: [&str; 2] = ["/usr/games", "/usr/local/games"];
-
-/// What the package manager knows.
-const PACKAGES: [&str; 7] = [
-    "/var/lib/dpkg/status",
-    "/var/lib/rpm/rpmdb.sqlite",
-    "/usr/lib/sysimage/rpm/rpmdb.sqlite",
-    "/var/lib/rpm/Packages",
-    "/lib/apk/db/installed",
-    "/usr/lib/apk/db/installed",
-    "/var/lib/pacman/local",
-];
-
-/// Parts of the system that people change without the package manager.
-const SYSTEM_ROOTS: [&str; 4] = ["/usr/lib/gcc", "/usr/libexec/gcc", "/usr/local", "/opt"];
-
-/// What programs read in `/etc`: names, and beginnings of names. All else there tells
-/// one machine from another.
-const ETC: [&str; 14] = [
-    "alternatives",
-    "fonts",
-    "gitconfig",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "magic",
-    "maven",
-    "mime.types",
-    "os-release",
-    "perl",
-    "protocols",
-    "services",
-    "xml",
-];
-const ETC_PREFIXES: [&str; 4] = ["java-", "python", "ImageMagick", "php"];
 
 /// Why the platform's fingerprint could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -333,9 +295,7 @@ impl Platform {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let work = || {
             let mut done = Vec::new();
-            while let Some(&index) =
-                open.get(next.fetch_add(1, Ordering::Relaxed))
-            {
+            while let Some(&index) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
                 done.push((index, memo::digest(&self.dir, &roots[index])));
             }
             done
