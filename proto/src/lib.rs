@@ -2,6 +2,7 @@
 //! conversions between them, REAPI's types and the model's.
 
 mod convert;
+pub mod leader;
 
 pub use convert::{
     ConvertError, blob_digest, digest_function, reapi_digest, reapi_digest_function,
