@@ -277,6 +277,11 @@ fn new_job(job: PlannedJob, spec: Option<Digest>) -> NewJob {
         max_parallel: job.max_parallel,
         continue_on_error: job.continue_on_error,
         decided,
+        priority: Some(job.priority),
+        spot: None,
+        deadline_ms: 0,
+        user_retries: 0,
+        concurrency: None,
     }
 }
 
@@ -296,6 +301,11 @@ fn failed_plan(why: &str) -> Planned {
         max_parallel: 0,
         continue_on_error: false,
         decided: Some(outcome(Conclusion::Failure, Some(FailureClass::Config), why)),
+        priority: None,
+        spot: None,
+        deadline_ms: 0,
+        user_retries: 0,
+        concurrency: None,
     };
     Planned { jobs: vec![job], complete: true }
 }

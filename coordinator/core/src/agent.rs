@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use steading_model::codec::Encode;
-use steading_model::limits::{AGENT_ROW_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
+use steading_model::limits::{
+    AGENT_ROW_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, POOL_NAME_BYTES_MAX,
+};
 use steading_model::{AgentId, Incarnation, Resources};
 
 use crate::effect::{Effect, Rejection};
@@ -20,6 +22,7 @@ impl State {
         agent: NewAgent,
     ) -> Result<(), Rejection> {
         at_most("size of an agent's name", agent.name.len(), NAME_BYTES_MAX)?;
+        at_most("size of a pool's name", agent.pool.len(), POOL_NAME_BYTES_MAX)?;
         at_most("number of labels of an agent", agent.labels.len(), LABELS_MAX)?;
         at_most("size of an agent's properties", agent.to_bytes().len(), AGENT_ROW_BYTES_MAX)?;
         let known = self.agent_by_name(&agent.name).map(|agent| (agent.id, agent.incarnation));

@@ -35,11 +35,12 @@ impl State {
             self.matrices.set(&matrix, Some(Arc::new(Matrix::default())));
         }
         let failed = job.fail_fast && self.matrices.get(&matrix).is_some_and(|row| row.failed);
+        let run_priority = self.run(run).map_or(0, |run| run.definition.priority);
         let row = Job {
             id,
             run,
+            priority: job.priority.unwrap_or(run_priority),
             definition: Arc::new(job),
-            priority: self.run(run).map_or(0, |run| run.definition.priority),
             status: JobStatus::Queued,
             attempts: 0,
             infrastructure_retries: 0,
@@ -48,6 +49,10 @@ impl State {
             started: Timestamp::default(),
             finished: Timestamp::default(),
             version: turn.version,
+            user_retries: 0,
+            preemptions: 0,
+            avoid_pool: None,
+            waits: false,
         };
         self.set_job(turn, id, Some(row));
         self.edit_run(turn, run, |run| run.counts.total += 1);

@@ -131,7 +131,7 @@ impl State {
         match (started, class) {
             _ if cancelling => self.finish_job(turn, job, cancelled(WAS_CANCELLED)),
             // Nothing was tried, so nothing is counted.
-            (false, class) if class.is_infrastructure() => self.requeue(turn, job, 0),
+            (false, class) if class.is_infrastructure() => self.requeue(turn, job),
             // This agent cannot do it, another may. Counted, so that a job that no agent
             // wants ends some day.
             (false, class) => {
@@ -160,10 +160,10 @@ impl State {
     ) -> Result<(), Rejection> {
         let cancelling = self.is_cancelling(lease);
         self.end_lease(turn, lease).ok_or(Rejection::LeaseStale)?;
-        let farms_fault = outcome.conclusion == Conclusion::Failure
-            && outcome.class.is_some_and(FailureClass::is_infrastructure);
+        let failed = outcome.conclusion == Conclusion::Failure;
+        let farms_fault = failed && outcome.class.is_some_and(FailureClass::is_infrastructure);
         if !farms_fault {
-            self.finish_job(turn, lease.work.job, outcome);
+            self.user_retry_or_finish(turn, lease.work, outcome, failed && !cancelling);
         } else if cancelling {
             let outcome = Outcome {
                 conclusion: Conclusion::Cancelled,
@@ -205,18 +205,42 @@ impl State {
     fn retry_or_finish(&mut self, turn: &mut Turn, work: Work, outcome: Outcome) {
         let Some(job) = self.job(work.job) else { return };
         if job.infrastructure_retries < INFRASTRUCTURE_RETRIES_MAX {
-            self.requeue(turn, work.job, 1);
+            let preempted = outcome.class == Some(FailureClass::Preempted);
+            let pool = job.agent.filter(|_| preempted).and_then(|agent| self.agent(agent));
+            let pool = pool.map(|agent| agent.definition.pool.clone());
+            self.edit_job(turn, work.job, |job| {
+                job.infrastructure_retries += 1;
+                job.preemptions += u32::from(preempted);
+                job.avoid_pool = pool.or(job.avoid_pool.take());
+            });
+            self.requeue(turn, work.job);
         } else {
             let message = format!("{} (attempt {}, the last one)", outcome.message, work.attempt);
             self.finish_job(turn, work.job, Outcome { message, ..outcome });
         }
     }
 
-    fn requeue(&mut self, turn: &mut Turn, id: JobId, counted: u32) {
-        self.edit_job(turn, id, |job| {
-            job.status = JobStatus::Queued;
-            job.infrastructure_retries += counted;
-        });
+    /// After a report: another attempt if the job failed and its pipeline gives it one,
+    /// else the end of the job.
+    fn user_retry_or_finish(
+        &mut self,
+        turn: &mut Turn,
+        work: Work,
+        outcome: Outcome,
+        failed: bool,
+    ) {
+        let Some(job) = self.job(work.job) else { return };
+        let left = job.user_retries < job.definition.user_retries;
+        if failed && left && outcome.class != Some(FailureClass::Config) {
+            self.edit_job(turn, work.job, |job| job.user_retries += 1);
+            self.requeue(turn, work.job);
+        } else {
+            self.finish_job(turn, work.job, outcome);
+        }
+    }
+
+    fn requeue(&mut self, turn: &mut Turn, id: JobId) {
+        self.edit_job(turn, id, |job| job.status = JobStatus::Queued);
         turn.dispatch = true;
     }
 }

@@ -30,7 +30,8 @@ mod tests;
 pub use effect::{Effect, Rejection};
 pub use image::ImageError;
 pub use proposal::{
-    Assignment, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request, Resolution,
+    Assignment, Concurrency, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,
+    Resolution,
 };
 pub use rows::{
     Agent, Artifact, Cancel, Claim, ClaimKey, Job, JobCounts, JobStatus, Matrix, Run, Waiter,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use steading_model::codec::{record, variants};
 use steading_model::{
     AgentId, Conclusion, Digest, Epoch, FailureClass, Incarnation, JobId, Principal, ProjectName,
-    Provisioning, RequestId, Resources, RunId, StepCounts, Work,
+    Provisioning, RequestId, Resources, RunId, Spot, StepCounts, Work,
 };
 
 /// Everything that can happen to the farm.
@@ -103,9 +103,26 @@ pub struct NewRun {
     pub dialect: String,
     /// Larger first.
     pub priority: i32,
+    /// Held from the run's start to its end.
+    pub concurrency: Option<Concurrency>,
 }
 
-record! { NewRun { request, name, file, submission, dialect, priority } }
+record! { NewRun { request, name, file, submission, dialect, priority, concurrency } }
+
+/// What a run or a job has in common with others of its project: one of them goes on,
+/// one waits, and a newer one takes the place of the one that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concurrency {
+    /// In lower case: groups whose names differ in case are one. At most
+    /// [`steading_model::limits::GROUP_NAME_BYTES_MAX`].
+    pub group: String,
+    /// Who goes on is cancelled.
+    pub cancel_in_progress: bool,
+    /// All who wait stay in line, instead of the newest alone.
+    pub queue_all: bool,
+}
+
+record! { Concurrency { group, cancel_in_progress, queue_all } }
 
 /// A job as the planner made it. All its needs have ended: it may start at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,11 +148,21 @@ pub struct NewJob {
     pub continue_on_error: bool,
     /// Decided by the planner: skipped, or impossible to start. Such a job never runs.
     pub decided: Option<Outcome>,
+    /// The run's where it is not said.
+    pub priority: Option<i32>,
+    /// No wish where it is not said.
+    pub spot: Option<Spot>,
+    /// By when it should have ended, milliseconds from when it was queued; 0 is no deadline.
+    pub deadline_ms: u64,
+    /// How often it is tried again after a failure of its own.
+    pub user_retries: u32,
+    /// Held from when the job may start to its end, retries and all.
+    pub concurrency: Option<Concurrency>,
 }
 
 record! { NewJob {
     key, leg, name, spec, labels, resources, needed, fail_fast, max_parallel,
-    continue_on_error, decided,
+    continue_on_error, decided, priority, spot, deadline_ms, user_retries, concurrency,
 } }
 
 /// How an attempt ended, as its agent says.

@@ -44,11 +44,18 @@ pub struct Run {
     /// A plan was made on the end of every job, and neither added one nor said that it
     /// was the last.
     pub stalled: bool,
+    /// Waits for its concurrency group: nothing of it starts.
+    pub waits: bool,
+    /// A plan is due whatever has ended: the run was retried.
+    pub replan: bool,
+    /// How often somebody had it go on after its end.
+    pub retries: u32,
 }
 
 record! { Run {
     id, definition, sealed, complete, revision, needed_planned, needed_ended, cancel, counts,
-    steps, artifacts, conclusion, created, finished, version, stalled,
+    steps, artifacts, conclusion, created, finished, version, stalled, waits, replan,
+    retries,
 } }
 
 impl Run {
@@ -138,11 +145,19 @@ pub struct Job {
     pub finished: Timestamp,
     /// State version of the last change.
     pub version: u64,
+    /// Of the attempts, how many ended by the job's own fault and were followed by another.
+    pub user_retries: u32,
+    /// Of the attempts, how many lost their machine to somebody who pays more.
+    pub preemptions: u32,
+    /// The pool that the last of these was in: the next attempt goes elsewhere where it can.
+    pub avoid_pool: Option<String>,
+    /// Waits for its concurrency group.
+    pub waits: bool,
 }
 
 record! { Job {
     id, run, definition, priority, status, attempts, infrastructure_retries, agent, queued,
-    started, finished, version,
+    started, finished, version, user_retries, preemptions, avoid_pool, waits,
 } }
 
 impl Job {

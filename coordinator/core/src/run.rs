@@ -52,6 +52,9 @@ impl State {
             finished: Timestamp::default(),
             version: turn.version,
             stalled: false,
+            waits: false,
+            replan: false,
+            retries: 0,
         };
         self.set_run(turn, id, Some(row));
         self.add_jobs(turn, id, jobs)?;

@@ -19,15 +19,15 @@ use std::fmt::Write as _;
 
 use steading_model::codec::{Decode, Encode};
 use steading_model::{
-    AgentId, Digest, Epoch, FailureClass, Incarnation, JobId, Provisioning, Resources, RunId,
+    AgentId, Digest, Epoch, FailureClass, Incarnation, JobId, Provisioning, Resources, RunId, Spot,
     StepCounts, Timestamp, Work,
 };
 
 use crate::placement::place;
 use crate::rows::JobStatus;
 use crate::{
-    Assignment, Effect, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Rejection, Request,
-    Resolution, State,
+    Assignment, Concurrency, Effect, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Rejection,
+    Request, Resolution, State,
 };
 
 /// Plays a story, and panics at the first line that goes otherwise.
@@ -315,7 +315,7 @@ struct Options<'a> {
 }
 
 /// Words that are no job's key.
-const FLAGS: &[&str] = &["open", "more", "seal", "started"];
+const FLAGS: &[&str] = &["open", "more", "seal", "started", "cancels", "queues"];
 
 impl<'a> Options<'a> {
     fn read(words: &[&'a str]) -> Self {
@@ -352,7 +352,7 @@ impl<'a> Options<'a> {
 }
 
 /// `KEY/LEG(flag,flag=value)`: needed, fast, max=N, coe, cpu=N, mem=N, on=LABEL+LABEL,
-/// skipped, failed.
+/// skipped, failed, prio=N, spot=never, due=MS, retry=N, group=NAME, cancels, queues.
 pub fn job(word: &str) -> NewJob {
     let (head, flags) = word.split_once('(').unwrap_or((word, ""));
     let (key, leg) = head.split_once('/').unwrap_or((head, "0"));
@@ -379,15 +379,37 @@ pub fn job(word: &str) -> NewJob {
         max_parallel: options.number("max", 0) as u32,
         continue_on_error: options.flag("coe"),
         decided,
+        priority: options.named.get("prio").map(|text| text.parse().expect("a number")),
+        spot: options.named.get("spot").map(|word| spot(word)),
+        deadline_ms: options.number("due", 0),
+        user_retries: options.number("retry", 0) as u32,
+        concurrency: concurrency(&options),
     }
+}
+
+fn spot(word: &str) -> Spot {
+    let all = [Spot::Prefer, Spot::Only, Spot::Never];
+    let found = all.into_iter().find(|spot| spot.as_str() == word);
+    found.unwrap_or_else(|| panic!("no spot policy `{word}`"))
+}
+
+fn concurrency(options: &Options<'_>) -> Option<Concurrency> {
+    options.named.get("group").map(|group| Concurrency {
+        group: (*group).to_owned(),
+        cancel_in_progress: options.flag("cancels"),
+        queue_all: options.flag("queues"),
+    })
 }
 
 fn agent(options: &Options<'_>) -> NewAgent {
     let labels = options.text("on", "").split('+').filter(|label| !label.is_empty());
     NewAgent {
         name: options.plain[0].into(),
-        pool: "pool".into(),
-        provisioning: Provisioning::OnDemand,
+        pool: options.text("pool", "pool").into(),
+        provisioning: match options.flag("spot") {
+            true => Provisioning::Spot,
+            false => Provisioning::OnDemand,
+        },
         labels: labels.map(str::to_owned).collect(),
         slots: options.number("slots", 1) as u32,
         resources: Resources {
@@ -407,6 +429,7 @@ fn new_run(options: &Options<'_>) -> NewRun {
         submission: digest("submission"),
         dialect: "2026-08".into(),
         priority: options.named.get("priority").map_or(0, |text| text.parse().expect("a number")),
+        concurrency: concurrency(options),
     }
 }
 

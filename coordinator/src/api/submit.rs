@@ -121,6 +121,7 @@ fn prepare(
         submission: digest,
         dialect: DIALECT.to_owned(),
         priority: parsed.pipeline.priority,
+        concurrency: None,
     };
     let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
     documents.know_submission(digest, Arc::new(parsed));

@@ -18,5 +18,5 @@ pub use ids::{AgentId, Epoch, Incarnation, JobId, ParseIdError, ReplicaId, RunId
 pub use name::{ParseNameError, Principal, ProjectName, RequestId};
 pub use time::Timestamp;
 pub use work::{
-    Conclusion, FailureClass, ParseConclusionError, Provisioning, Resources, StepCounts, Work,
+    Conclusion, FailureClass, ParseConclusionError, Provisioning, Resources, Spot, StepCounts, Work,
 };

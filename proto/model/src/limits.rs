@@ -30,7 +30,13 @@ pub const JOB_ROW_BYTES_MAX: usize = 1 << 10;
 
 /// Of [`JOB_ROW_BYTES_MAX`], what a job needs besides its definition, bytes: its
 /// lease and times, and its outcome with [`OUTCOME_MESSAGE_BYTES_MAX`].
-pub const JOB_ROW_GROWTH_BYTES_MAX: usize = 400;
+pub const JOB_ROW_GROWTH_BYTES_MAX: usize = 480;
+
+/// Longest name of a pool, bytes. A job's row may hold one.
+pub const POOL_NAME_BYTES_MAX: usize = 64;
+
+/// Longest name of a concurrency group, bytes; longer ones are told apart by a digest.
+pub const GROUP_NAME_BYTES_MAX: usize = 100;
 
 /// Longest line that says how a job ended, bytes; the rest is cut.
 pub const OUTCOME_MESSAGE_BYTES_MAX: usize = 200;

@@ -141,6 +141,41 @@ pub enum Provisioning {
 
 variants! { Provisioning { 0 = OnDemand, 1 = Spot } }
 
+/// What a job thinks of machines that may be taken away. A job that says nothing runs
+/// wherever there is room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Spot {
+    /// There first, elsewhere where they have no room.
+    Prefer,
+    /// There or nowhere.
+    Only,
+    /// Anywhere else.
+    Never,
+}
+
+variants! { Spot { 0 = Prefer, 1 = Only, 2 = Never } }
+
+impl Spot {
+    /// The word of the pipeline language.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefer => "prefer",
+            Self::Only => "only",
+            Self::Never => "never",
+        }
+    }
+
+    /// Whether a job that says this can run on such a machine.
+    pub const fn admits(self, provisioning: Provisioning) -> bool {
+        match (self, provisioning) {
+            (Self::Prefer, _)
+            | (Self::Only, Provisioning::Spot)
+            | (Self::Never, Provisioning::OnDemand) => true,
+            (Self::Only, Provisioning::OnDemand) | (Self::Never, Provisioning::Spot) => false,
+        }
+    }
+}
+
 /// What a job takes of an agent, and what an agent has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resources {

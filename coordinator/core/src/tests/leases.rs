@@ -122,3 +122,33 @@ fn no_more_legs_run_than_the_matrix_allows() {
          3s  assign job-3 agent-1      -> offer L3 agent-1 job-3#1",
     );
 }
+
+#[test]
+fn a_failure_of_the_users_own_is_tried_again_as_often_as_the_pipeline_says() {
+    check(
+        "0s  agent A1 slots=2
+         0s  admit R1 a(retry=2) b
+         0s  assign job-1 agent-1
+         1s  complete L1 failure user   -> dispatch
+         1s  assign job-1 agent-1       -> offer L2 agent-1 job-1#2
+         2s  expire L2                  -> revoke L2 agent-1, dispatch
+         2s  assign job-1 agent-1
+         3s  complete L3 failure timeout -> dispatch
+         3s  assign job-1 agent-1
+         4s  complete L4 failure oom    -> dispatch
+         4s  show job-1                 -> failure oom",
+    );
+}
+
+#[test]
+fn a_cancelled_job_and_one_that_can_never_run_are_not_tried_again() {
+    check(
+        "0s  agent A1 slots=2
+         0s  admit R1 a(retry=2) b(retry=2)
+         0s  assign job-1 agent-1 job-2 agent-1
+         1s  complete L1 failure config
+         1s  show job-1                 -> failure config
+         2s  cancel run-1 C1            -> cancel L2 agent-1
+         3s  complete L2 failure user   -> run-1 is failure",
+    );
+}

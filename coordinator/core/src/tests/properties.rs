@@ -325,6 +325,7 @@ fn new_run(a: u8, b: u8) -> NewRun {
         submission: digest("submission"),
         dialect: "2026-08".into(),
         priority: i32::from(a % 3) - 1,
+        concurrency: None,
     }
 }
 
