@@ -88,4 +88,12 @@ pub enum Rejection {
     ClaimNotHeld,
     #[error("too many wait for this claim")]
     ClaimFull,
+    #[error("replica is not known")]
+    ReplicaUnknown,
+    #[error("replica was removed from the group; begin with an empty directory")]
+    ReplicaRemoved,
+    #[error("replica and directory do not belong together")]
+    ReplicaDiffers,
+    #[error("replica is the last one of the group")]
+    ReplicaLast,
 }

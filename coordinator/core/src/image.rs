@@ -6,6 +6,7 @@ use steading_model::JobId;
 use steading_model::RunId;
 use steading_model::codec::{Decode, DecodeError, Encode};
 
+use crate::replica::Replica;
 use crate::rows::{Agent, Answered, Artifact, Claim, Job, Matrix, Run, Waiter};
 use crate::state::{Meta, State};
 use crate::table::{Row, Table, Write};
@@ -61,6 +62,7 @@ impl State {
             .chain(self.waiters.encoded())
             .chain(self.requests.encoded())
             .chain(self.artifacts.encoded())
+            .chain(self.replicas.encoded())
     }
 
     /// The state that has these rows, in any order; the empty one for none.
@@ -106,6 +108,7 @@ impl State {
             Waiter::TABLE => self.waiters.load(key, row),
             Answered::TABLE => self.requests.load(key, row),
             Artifact::TABLE => self.artifacts.load(key, row),
+            Replica::TABLE => self.replicas.load(key, row),
             _ => return Err(ImageError::Table(Some(table))),
         };
         read(table, outcome)
@@ -124,7 +127,8 @@ impl State {
         }
         check(&self.runs, |key, row| *key == row.id)?;
         check(&self.jobs, |key, row| *key == row.id)?;
-        check(&self.agents, |key, row| *key == row.id)
+        check(&self.agents, |key, row| *key == row.id)?;
+        check(&self.replicas, |key, row| *key == row.id)
     }
 
     fn build_index(&mut self) -> Result<(), ImageError> {

@@ -30,6 +30,7 @@ impl State {
             }
         }
         self.check_agents()?;
+        self.check_replicas()?;
         self.check_claims()?;
         for ((run, name), artifact) in self.artifacts.iter() {
             let job = self.job(artifact.job).is_some_and(|job| job.run == *run);
@@ -115,6 +116,17 @@ impl State {
                 ensure(!success || job.finished >= job.queued, || format!("{id} ended too early"))
             }
         }
+    }
+
+    fn check_replicas(&self) -> Result<(), String> {
+        let mut storage_ids = BTreeSet::new();
+        for replica in self.replicas() {
+            let id = replica.id;
+            ensure(id <= self.meta.counters.replica, || format!("replica {id} was never counted"))?;
+            let first = storage_ids.insert(&replica.storage_id);
+            ensure(first, || format!("replica {id} has the directory of another"))?;
+        }
+        Ok(())
     }
 
     fn check_agents(&self) -> Result<(), String> {

@@ -18,6 +18,7 @@ mod outstanding;
 pub mod placement;
 mod proposal;
 mod reads;
+mod replica;
 mod rows;
 mod run;
 mod state;
@@ -33,6 +34,7 @@ pub use proposal::{
     Assignment, Concurrency, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,
     Resolution,
 };
+pub use replica::{FOUNDER, Replica};
 pub use rows::{
     Agent, Artifact, Cancel, Claim, ClaimKey, Job, JobCounts, JobStatus, Matrix, Run, Waiter,
 };

@@ -9,6 +9,8 @@ pub(crate) const REQUESTS_FORGOTTEN_MAX: usize = 64;
 
 pub(crate) const REQUEST_IDS_MAX: usize = if cfg!(test) { 8 } else { limits::REQUEST_IDS_MAX };
 
+pub(crate) const REPLICAS_MAX: usize = if cfg!(test) { 4 } else { limits::REPLICAS_MAX };
+
 pub(crate) const AGENTS_MAX: usize = if cfg!(test) { 4 } else { limits::AGENTS_MAX };
 
 pub(crate) const CLAIM_WAITERS_MAX: usize = if cfg!(test) { 3 } else { limits::CLAIM_WAITERS_MAX };

@@ -56,6 +56,14 @@ pub enum Proposal {
     /// Forgets finished runs, and ones whose submitter never sealed them. Others named
     /// here are passed over. See `State::runs_to_retire`.
     RetireRuns { runs: Vec<RunId> },
+    /// Makes a directory a member of the group, under a new id. Repeated for one that is
+    /// known, it changes no more than [`Proposal::UpdateReplica`] does.
+    AdmitReplica { storage_id: String, endpoint: String, level: u32 },
+    /// What a member says of itself, at every start. Also how the founder becomes known.
+    UpdateReplica { replica: u64, storage_id: String, endpoint: String, level: u32 },
+    /// Somebody wants the member out of the group: raft's configuration follows.
+    /// `force`: also where that makes the number of voters even.
+    RemoveReplica { replica: u64, force: bool },
 }
 
 variants! { Proposal {
@@ -73,6 +81,9 @@ variants! { Proposal {
     12 = ResolveClaim { scope, action, lease, resolution },
     13 = RecordArtifact { lease, name, root, files, bytes },
     14 = RetireRuns { runs },
+    24 = AdmitReplica { storage_id, endpoint, level },
+    25 = UpdateReplica { replica, storage_id, endpoint, level },
+    26 = RemoveReplica { replica, force },
 } }
 
 /// Makes a client's mutation idempotent: (project, principal, id) has one effect.

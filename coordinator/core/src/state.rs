@@ -9,6 +9,7 @@ use steading_model::{AgentId, Epoch, JobId, RunId, Timestamp};
 use crate::effect::{Effect, Rejection};
 use crate::index::Index;
 use crate::proposal::Proposal;
+use crate::replica::Replica;
 use crate::rows::{Agent, Answered, Artifact, Claim, Job, Matrix, Run, Waiter};
 use crate::table::{Row, Table, Write};
 
@@ -27,6 +28,7 @@ pub struct State {
     pub(crate) waiters: Table<Waiter>,
     pub(crate) requests: Table<Answered>,
     pub(crate) artifacts: Table<Artifact>,
+    pub(crate) replicas: Table<Replica>,
     pub(crate) index: Index,
     /// What was written since the image was last told.
     pub(crate) unsaved: Unsaved,
@@ -67,9 +69,10 @@ pub(crate) struct Counters {
     pub(crate) job: JobId,
     pub(crate) agent: AgentId,
     pub(crate) epoch: Epoch,
+    pub(crate) replica: u64,
 }
 
-record! { Counters { run, job, agent, epoch } }
+record! { Counters { run, job, agent, epoch, replica } }
 
 /// One proposal being applied.
 #[derive(Debug)]
@@ -156,6 +159,13 @@ impl State {
                 self.record_artifact(turn, lease, name, root, files, bytes)
             }
             Proposal::RetireRuns { runs } => self.retire_runs(turn, &runs),
+            Proposal::AdmitReplica { storage_id, endpoint, level } => {
+                self.admit_replica(turn, storage_id, endpoint, level)
+            }
+            Proposal::UpdateReplica { replica, storage_id, endpoint, level } => {
+                self.update_replica(turn, replica, storage_id, endpoint, level)
+            }
+            Proposal::RemoveReplica { replica, force } => self.remove_replica(turn, replica, force),
         }
     }
 
@@ -179,6 +189,7 @@ impl State {
         self.waiters.commit(writes);
         self.requests.commit(writes);
         self.artifacts.commit(writes);
+        self.replicas.commit(writes);
     }
 
     /// Puts back what the proposal wrote, the indices with it.
@@ -214,6 +225,9 @@ impl State {
         }
         for (key, row) in self.artifacts.take_journal() {
             self.artifacts.restore(&key, row);
+        }
+        for (id, row) in self.replicas.take_journal() {
+            self.replicas.restore(&id, row);
         }
     }
 

@@ -25,7 +25,7 @@ impl From<ProposeError> for Status {
 /// of what agents propose.
 fn rejected(rejection: &Rejection) -> Status {
     let code = match rejection {
-        Rejection::RunUnknown => Code::NotFound,
+        Rejection::RunUnknown | Rejection::ReplicaUnknown => Code::NotFound,
         Rejection::RequestBodyDiffers => Code::AlreadyExists,
         Rejection::RequestIdsFull | Rejection::ClaimFull => Code::ResourceExhausted,
         Rejection::Limit { .. } | Rejection::JobKeyRepeated(_) => Code::InvalidArgument,

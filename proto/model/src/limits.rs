@@ -54,6 +54,10 @@ pub const RUNS_MAX: usize = 100_000;
 /// fit into memory.
 pub const JOBS_MAX: usize = 2_000_000;
 
+/// Most replicas that the state knows, removed ones counted. Beyond it the longest
+/// removed is forgotten.
+pub const REPLICAS_MAX: usize = 32;
+
 /// Most agents that the state knows. Beyond it the longest retired is forgotten.
 pub const AGENTS_MAX: usize = 10_000;
 

@@ -85,7 +85,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_proposal_or_an_error(bytes in vec(any::<u8>(), 0..300), kind in 1u8..15) {
+    fn any_bytes_are_a_proposal_or_an_error(bytes in vec(any::<u8>(), 0..300), kind in 1u8..80) {
         let _ = Proposal::from_bytes(&bytes);
         let mut framed = vec![kind, bytes.len().min(127) as u8];
         framed.extend_from_slice(&bytes[..bytes.len().min(127)]);

@@ -7,4 +7,5 @@ mod leases;
 mod placement;
 mod properties;
 mod reads;
+mod replicas;
 mod runs;

@@ -20,7 +20,7 @@ use crate::{
 pub(super) type Step = [u8; 6];
 
 /// Kinds of steps, the common ones counted several times.
-const KINDS: u8 = 24;
+const KINDS: u8 = 27;
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
     (0u8..KINDS, any::<[u8; 5]>()).prop_map(|(kind, [a, b, c, d, e])| [kind, a, b, c, d, e])
@@ -227,6 +227,17 @@ fn proposal(state: &State, [kind, _, a, b, c, d]: Step) -> Proposal {
             Proposal::ResolveClaim { scope, action, lease, resolution }
         }
         22 => Proposal::RetireRuns { runs: vec![run, RunId::from_counter(u64::from(b % 9))] },
+        24 => {
+            let (storage_id, endpoint) = (storage_id(b % 6), format!("unix:{}", c % 2));
+            Proposal::AdmitReplica { storage_id, endpoint, level: 1 }
+        }
+        25 => Proposal::UpdateReplica {
+            replica: u64::from(a % 6),
+            storage_id: storage_id(b % 6),
+            endpoint: format!("unix:{}", c % 2),
+            level: 1,
+        },
+        26 => Proposal::RemoveReplica { replica: u64::from(a % 6), force: b % 2 == 0 },
         _ => Proposal::RecordArtifact {
             lease,
             name: format!("artifact-{}", b % 5),
@@ -347,6 +358,10 @@ fn an_outcome(choice: u8) -> Outcome {
     let class = (conclusion != Conclusion::Success).then(|| class(choice / 4));
     let message = "ü".repeat(usize::from(choice));
     Outcome { conclusion, class, message, ..outcome("success", None) }
+}
+
+fn storage_id(choice: u8) -> String {
+    format!("{choice:032x}")
 }
 
 fn class(choice: u8) -> FailureClass {
