@@ -1,7 +1,12 @@
 //! Compiles our protos in pure Rust: no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["steading/v1/pipelines.proto", "steading/v1/agents.proto"];
+    let files = [
+        "steading/v1/pipelines.proto",
+        "steading/v1/agents.proto",
+        "steading/v1/replication.proto",
+        "steading/v1/cluster.proto",
+    ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }
