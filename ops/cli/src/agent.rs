@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, JobUser};
 use crate::connect::Endpoint;
+use crate::coordinators::Coordinators;
 use crate::exit::{Ended, Failure};
 use crate::local;
 use crate::run::{cores, labels};
@@ -24,7 +25,7 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 ///
 /// [`Failure`] where it cannot start, or its user may not do what `--user` asks for.
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
-    let endpoint = Endpoint::read(&args.coordinator)?;
+    let coordinators = Coordinators::new(Endpoint::read_all(&args.coordinator)?);
     let name = match args.name {
         Some(name) => name,
         None => nix::unistd::gethostname()
@@ -59,7 +60,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     };
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let stop = CancellationToken::new();
-    let serve = steading_agent::run(config, endpoint.channel(), stop.clone());
+    let serve = steading_agent::run(config, coordinators.channel(), stop.clone());
     tokio::pin!(serve);
     tokio::select! {
         served = &mut serve => served?,

@@ -122,24 +122,34 @@ pub struct Submit {
     pub artifacts: Option<PathBuf>,
 }
 
-/// Which farm is spoken to.
+/// Which farm is spoken to, or else the state of `stead run`.
 #[derive(Args, Clone, Debug)]
 pub struct Coordinated {
-    /// unix:/PATH or http://127.0.0.1:PORT
-    #[arg(long, value_name = "ENDPOINT", env = "STEADING_COORDINATOR")]
-    pub coordinator: Option<String>,
-    /// The state of `stead run`, where no coordinator is named [default: .steading/state,
-    /// here or in a folder above]
+    #[command(flatten)]
+    pub farm: Farm,
+    /// The state of `stead run`, where no farm is named [default: .steading/state, here
+    /// or in a folder above]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }
 
-/// The farm that a submission goes to: there has to be one.
-#[derive(Args, Clone, Debug)]
+/// Which farm is spoken to. What is said here is stronger than the environment.
+#[derive(Args, Clone, Debug, Default)]
 pub struct Farm {
-    /// unix:/PATH or http://127.0.0.1:PORT
-    #[arg(long, value_name = "ENDPOINT", env = "STEADING_COORDINATOR")]
-    pub coordinator: String,
+    /// unix:/PATH or http://127.0.0.1:PORT; of several coordinators any, or all, separated
+    /// by commas [env: STEADING_COORDINATOR]
+    #[arg(long, value_name = "ENDPOINT,...")]
+    pub coordinator: Option<String>,
+    /// A file that says where the coordinators are [env: STEADING_CONTEXT]
+    #[arg(long, value_name = "FILE")]
+    pub context: Option<PathBuf>,
+}
+
+impl Farm {
+    /// Whether the command line names a farm.
+    pub const fn is_named(&self) -> bool {
+        self.coordinator.is_some() || self.context.is_some()
+    }
 }
 
 #[derive(Args, Debug)]
@@ -321,6 +331,8 @@ mod tests {
             "submit ci.yml --coordinator unix:/s --wait --ref R --sha S --event e.json --input K=V --artifacts out --json",
             "watch run-1",
             "logs 1 test --step 2 --follow",
+            "submit --context farm.json",
+            "watch run-1 --coordinator unix:/a,unix:/b",
             "runs --json -n 5",
             "cancel run-1 --reason because",
             "artifacts get run-1 dist --dir out",

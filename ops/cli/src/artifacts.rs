@@ -9,9 +9,9 @@ use steading_model::{Digest, RunId};
 use steading_proto::v1;
 
 use crate::args;
-use crate::connect::failure;
+use crate::connect::{FIRST_ANSWER_MAX, failure};
+use crate::coordinators::{Coordinators, with_blobs};
 use crate::exit::{Ended, Failure};
-use crate::follow::feed::Client;
 use crate::out;
 use crate::reach::{Reach, run_id};
 use crate::text::{bytes, clean, count};
@@ -30,7 +30,7 @@ pub async fn run(args: args::ArtifactsGet) -> Result<Ended, Failure> {
     let reach = Reach::new(&args.coordinated).await?;
     let fetched = async {
         reach.run(id).await?;
-        fetch(reach.client.clone(), &reach.blobs, id, args.name.as_deref(), &args.dir).await
+        fetch(&reach.coordinators, &reach.blobs, id, args.name.as_deref(), &args.dir).await
     };
     let fetched = fetched.await;
     let stopped = reach.stop().await;
@@ -47,15 +47,16 @@ pub async fn run(args: args::ArtifactsGet) -> Result<Ended, Failure> {
 ///
 /// [`Failure::Usage`] where an artifact is named that the run does not have.
 pub async fn fetch(
-    mut client: Client,
+    coordinators: &Coordinators,
     blobs: &Blobs,
     run: RunId,
     name: Option<&str>,
     dir: &Path,
 ) -> Result<Vec<String>, Failure> {
     let request = v1::ListArtifactsRequest { run_id: run.counter() };
-    let listed = client.list_artifacts(request).await;
-    let listed = listed.map_err(|status| failure("list the artifacts", status))?.into_inner();
+    let listed = coordinators
+        .call(FIRST_ANSWER_MAX, |mut client| async move { client.list_artifacts(request).await });
+    let listed = listed.await.map_err(|status| failure("list the artifacts", status))?;
     let all = listed.artifacts;
     let wanted: Vec<&v1::Artifact> =
         all.iter().filter(|artifact| name.is_none_or(|name| name == artifact.name)).collect();
@@ -85,7 +86,7 @@ async fn write_out(blobs: &Blobs, artifact: &v1::Artifact, dest: PathBuf) -> any
     let (store, _passing) = match blobs {
         Blobs::Local(store) => (store.clone(), None),
         Blobs::Tiered { local, .. } => {
-            blobs.fetch_tree(&root).await?;
+            with_blobs(FIRST_ANSWER_MAX, || blobs.fetch_tree(&root)).await?;
             (local.clone(), None)
         }
         Blobs::Remote(remote) => {
@@ -93,7 +94,7 @@ async fn write_out(blobs: &Blobs, artifact: &v1::Artifact, dest: PathBuf) -> any
             let options = StoreOptions { bytes_max: PASSING_BYTES_MAX, durable: false };
             let local = Store::open(folder.path(), options)?;
             let tiered = Blobs::Tiered { local: local.clone(), remote: remote.clone() };
-            tiered.fetch_tree(&root).await?;
+            with_blobs(FIRST_ANSWER_MAX, || tiered.fetch_tree(&root)).await?;
             (local, Some(folder))
         }
     };

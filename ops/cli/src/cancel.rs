@@ -17,7 +17,7 @@ pub async fn run(args: args::Cancel) -> Result<Ended, Failure> {
     let cancelled = async {
         // Names the run that is not there, where it is not.
         reach.run(id).await?;
-        follow::cancel(reach.client.clone(), id, &args.reason).await
+        follow::cancel(&reach.coordinators, id, &args.reason).await
     };
     let cancelled = cancelled.await;
     let stopped = reach.stop().await;

@@ -3,15 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint as TonicEndpoint, Uri};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tonic::transport::{Endpoint as TonicEndpoint, Uri};
 use tonic::{Code, Status};
 
 use crate::exit::Failure;
-
-/// How long one connection attempt may take. On one machine it takes microseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a coordinator may be away before a client that has a run there gives up.
 /// Jobs stay frozen as long (`FROZEN_MS_MAX`), so giving up earlier would lose a run
@@ -34,6 +31,14 @@ pub enum Endpoint {
     /// `http://HOST:PORT`, plain text, this machine only.
     Loopback(Uri),
 }
+
+/// Bytes both ways, over whatever it is.
+pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
+/// An open connection.
+pub type Stream = Box<dyn Bytes>;
 
 /// Why a text is no endpoint. Always the caller's mistake.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,30 +83,45 @@ impl std::fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Reads what the command line or the environment says.
+    /// Reads what the command line or the environment says: one or several, separated
+    /// by commas.
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] for what is no endpoint.
-    pub fn read(text: &str) -> Result<Self, Failure> {
-        text.parse().map_err(|error: EndpointError| Failure::usage(error))
+    /// [`Failure::Usage`] for what is no endpoint, or none at all.
+    pub fn read_all(text: &str) -> Result<Vec<Self>, Failure> {
+        let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+        let endpoints: Result<Vec<Self>, EndpointError> = texts.map(str::parse).collect();
+        match endpoints {
+            Ok(endpoints) if endpoints.is_empty() => {
+                Err(Failure::usage(EndpointError::Form(text.to_owned())))
+            }
+            Ok(endpoints) => Ok(endpoints),
+            Err(error) => Err(Failure::usage(error)),
+        }
     }
 
-    /// A channel that connects when it is first used, and again after each break.
-    pub fn channel(&self) -> Channel {
+    /// Whether the other is reached in the same way, and so protected as well as this.
+    pub const fn is_like(&self, other: &Self) -> bool {
+        matches!(
+            (self, other),
+            (Self::Unix(_), Self::Unix(_)) | (Self::Loopback(_), Self::Loopback(_))
+        )
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub async fn open(&self) -> std::io::Result<Stream> {
         match self {
-            Self::Loopback(uri) => TonicEndpoint::from(uri.clone())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                .connect_lazy(),
-            Self::Unix(path) => {
-                let path = path.clone();
-                no_address().connect_timeout(CONNECT_TIMEOUT).connect_with_connector_lazy(
-                    tower::service_fn(move |_: Uri| {
-                        let path = path.clone();
-                        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-                    }),
-                )
+            Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Self::Loopback(uri) => {
+                let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+                let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream))
             }
         }
     }
@@ -190,6 +210,15 @@ mod tests {
         }
         check("http://10.0.0.1:7070", "not loopback");
         check("http://127.0.0.1.example.org:7070", "not loopback");
+    }
+
+    #[test]
+    fn several_endpoints_are_separated_by_commas() {
+        let all = Endpoint::read_all("unix:/a, unix:/b,").unwrap();
+        assert_eq!(all, [Endpoint::Unix("/a".into()), Endpoint::Unix("/b".into())]);
+        for bad in ["", ",", "unix:/a,b"] {
+            assert!(Endpoint::read_all(bad).is_err(), "{bad}");
+        }
     }
 
     fn check(text: &str, want: &str) {

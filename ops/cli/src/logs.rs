@@ -71,7 +71,8 @@ async fn print_job(
             }
         }
     };
-    let (read, ()) = tokio::join!(read_log(reach.client.clone(), of, HashMap::new(), to), print);
+    let (read, ()) =
+        tokio::join!(read_log(reach.coordinators.clone(), of, HashMap::new(), to), print);
     read.map_err(|status| failure("read the log", status))
 }
 

@@ -3,38 +3,25 @@
 
 use std::path::{Path, PathBuf};
 
-use steading_cas::{Blobs, RemoteBlobs};
+use steading_cas::Blobs;
 use steading_model::{JobId, RunId};
 use steading_proto::v1;
-use tonic::transport::Channel;
 
 use crate::args::Coordinated;
-use crate::connect::{Backoff, Endpoint, FIRST_ANSWER_MAX, failure, is_transient};
+use crate::connect::{Endpoint, FIRST_ANSWER_MAX, failure};
+use crate::context;
+use crate::coordinators::Coordinators;
 use crate::exit::Failure;
-use crate::follow::feed::Client;
 use crate::local::{self, Farm};
-
-/// Largest message that a coordinator may send, bytes: a run with all its jobs.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// A farm that can be asked.
 #[derive(Debug)]
 pub struct Reach {
-    pub client: Client,
+    pub coordinators: Coordinators,
     pub blobs: Blobs,
     /// What a command for people has to say to reach it again: ` --coordinator E`.
     pub arguments: String,
     farm: Option<Farm>,
-}
-
-/// The client of the `Pipelines` service on this channel.
-pub fn client(channel: Channel) -> Client {
-    Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
-}
-
-/// The blobs behind this channel.
-pub fn remote_blobs(channel: Channel) -> Blobs {
-    Blobs::Remote(RemoteBlobs::new(channel, String::new()))
 }
 
 impl Reach {
@@ -44,9 +31,10 @@ impl Reach {
     ///
     /// [`Failure`] where nothing is named and there is no state, or it cannot be used.
     pub async fn new(coordinated: &Coordinated) -> Result<Self, Failure> {
-        if let Some(text) = &coordinated.coordinator {
-            let endpoint = Endpoint::read(text)?;
-            return Ok(Self::remote(&endpoint, format!(" --coordinator {endpoint}")));
+        // A state that is named is meant, whatever farm the environment names.
+        let named = coordinated.data_dir.is_none() || coordinated.farm.is_named();
+        if let Some(farm) = named.then(|| context::find(&coordinated.farm)).transpose()?.flatten() {
+            return Ok(Self::remote(farm.coordinators, farm.arguments));
         }
         let (state, arguments) = match &coordinated.data_dir {
             Some(dir) => {
@@ -74,44 +62,35 @@ impl Reach {
         }
         let socket = local::socket(&state);
         if tokio::net::UnixStream::connect(&socket).await.is_ok() {
-            return Ok(Self::remote(&Endpoint::Unix(socket), arguments));
+            let coordinators = Coordinators::new(vec![Endpoint::Unix(socket)]);
+            return Ok(Self::remote(coordinators, arguments));
         }
         let farm = Farm::start(&state).await?;
-        let (client, blobs) = (client(farm.channel()), farm.blobs());
-        Ok(Self { client, blobs, arguments, farm: Some(farm) })
+        let (coordinators, blobs) = (Coordinators::here(farm.channel()), farm.blobs());
+        Ok(Self { coordinators, blobs, arguments, farm: Some(farm) })
     }
 
-    /// Reaches the coordinator at this endpoint.
-    pub fn remote(endpoint: &Endpoint, arguments: String) -> Self {
-        let channel = endpoint.channel();
-        let client = client(channel.clone());
-        Self { client, blobs: remote_blobs(channel), arguments, farm: None }
+    fn remote(coordinators: Coordinators, arguments: String) -> Self {
+        let blobs = coordinators.blobs();
+        Self { coordinators, blobs, arguments, farm: None }
     }
 
     /// The run, with all its jobs.
     ///
     /// # Errors
     ///
-    /// [`Failure`] where there is none, or the coordinator does not answer.
+    /// [`Failure`] where there is none, or no coordinator answers.
     pub async fn run(&self, id: RunId) -> Result<v1::Run, Failure> {
-        let mut client = self.client.clone();
-        let mut backoff = Backoff::default();
-        loop {
-            let request = v1::GetRunRequest { run_id: id.counter() };
-            match client.get_run(request).await {
-                Ok(response) => return Ok(response.into_inner()),
-                Err(status) if status.code() == tonic::Code::NotFound => {
-                    return Err(Failure::usage(format!(
-                        "{id} is not known here\n  hint: `stead runs` lists the runs"
-                    )));
-                }
-                Err(status) => {
-                    if !is_transient(&status) || !backoff.wait(FIRST_ANSWER_MAX).await {
-                        return Err(failure("read the run", status));
-                    }
-                }
-            }
-        }
+        let request = v1::GetRunRequest { run_id: id.counter() };
+        let run = self
+            .coordinators
+            .call(FIRST_ANSWER_MAX, |mut client| async move { client.get_run(request).await });
+        run.await.map_err(|status| match status.code() {
+            tonic::Code::NotFound => Failure::usage(format!(
+                "{id} is not known here\n  hint: `stead runs` lists the runs"
+            )),
+            _ => failure("read the run", status),
+        })
     }
 
     /// Stops what was started to be asked.

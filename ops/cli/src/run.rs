@@ -12,10 +12,10 @@ use steading_proto::v1;
 use crate::args;
 use crate::artifacts;
 use crate::connect::{FIRST_ANSWER_MAX, failure};
+use crate::coordinators::Coordinators;
 use crate::exit::{Ended, Failure};
 use crate::follow::{self, Options, Over, quoted};
 use crate::local::{self, AgentOptions, Farm};
-use crate::reach;
 use crate::screen::{Screen, Stream};
 use crate::signals::Signals;
 use crate::submission::{self, Event, Prepared};
@@ -73,8 +73,8 @@ async fn on_farm(
     signals: &mut Signals,
     started: Instant,
 ) -> Result<(Ended, bool), Failure> {
-    let client = reach::client(farm.channel());
-    end_earlier_runs(client.clone(), &args.submission.project).await?;
+    let coordinators = Coordinators::here(farm.channel());
+    end_earlier_runs(&coordinators, &args.submission.project).await?;
     let labels = labels(&args.labels);
     let slots = args.slots.unwrap_or_else(cores);
     farm.start_agent(AgentOptions { slots, labels: labels.clone() })?;
@@ -86,7 +86,7 @@ async fn on_farm(
     };
     let source = prepared.found.source.clone();
     let request = prepared.with_source(&tree);
-    let id = submission::submit(client.clone(), &request, FIRST_ANSWER_MAX).await?;
+    let id = submission::submit(&coordinators, &request, FIRST_ANSWER_MAX).await?;
 
     let json = args.submission.json;
     let mut screen = Screen::new(if json { Stream::Stderr } else { Stream::Stdout });
@@ -99,12 +99,14 @@ async fn on_farm(
     };
     let blobs = farm.blobs();
     let over = tokio::select! {
-        over = follow::follow(client.clone(), blobs.clone(), id, options, &mut screen, signals) => over?,
+        over = follow::follow(
+            coordinators.clone(), blobs.clone(), id, options, &mut screen, signals,
+        ) => over?,
         error = farm.agent_ended() => return Err(Failure::Farm(error)),
     };
     finish(&over, args, &screen, started)?;
     if let (Some(dir), false) = (&args.artifacts, over.abandoned) {
-        for line in artifacts::fetch(client, &blobs, id, None, dir).await? {
+        for line in artifacts::fetch(&coordinators, &blobs, id, None, dir).await? {
             screen.line(line);
         }
     }
@@ -121,18 +123,18 @@ fn finish(over: &Over, args: &args::Run, screen: &Screen, started: Instant) -> R
 
 /// Cancels what an earlier process left unfinished when it was killed: nobody waits
 /// for it any more, and it would compete with the run that somebody waits for.
-async fn end_earlier_runs(mut client: follow::feed::Client, project: &str) -> Result<(), Failure> {
+async fn end_earlier_runs(coordinators: &Coordinators, project: &str) -> Result<(), Failure> {
     let request = v1::ListRunsRequest {
         project: project.to_owned(),
         page_size: EARLIER_RUNS,
         page_token: String::new(),
     };
-    let runs = client.list_runs(request).await;
+    let runs = coordinators.pipelines().list_runs(request).await;
     let runs = runs.map_err(|status| failure("list earlier runs", status))?.into_inner().runs;
     for run in runs {
         if run.conclusion() == v1::Conclusion::Unspecified && !run.cancelling {
             let id = RunId::from_counter(run.run_id);
-            follow::cancel(client.clone(), id, "its `stead run` was killed").await?;
+            follow::cancel(coordinators, id, "its `stead run` was killed").await?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use steading_model::RunId;
 use steading_proto::v1;
 
 use crate::args;
-use crate::connect::failure;
+use crate::connect::{FIRST_ANSWER_MAX, failure};
 use crate::exit::{Ended, Failure};
 use crate::out;
 use crate::reach::Reach;
@@ -36,7 +36,6 @@ pub async fn run(args: args::Runs) -> Result<Ended, Failure> {
 
 async fn list(reach: &Reach, args: &args::Runs) -> Result<Vec<v1::Run>, Failure> {
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    let mut client = reach.client.clone();
     let mut runs = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -45,8 +44,11 @@ async fn list(reach: &Reach, args: &args::Runs) -> Result<Vec<v1::Run>, Failure>
             page_size: args.limit,
             page_token,
         };
-        let page = client.list_runs(request).await;
-        let page = page.map_err(|status| failure("list the runs", status))?.into_inner();
+        let page = reach.coordinators.call(FIRST_ANSWER_MAX, |mut client| {
+            let request = request.clone();
+            async move { client.list_runs(request).await }
+        });
+        let page = page.await.map_err(|status| failure("list the runs", status))?;
         runs.extend(page.runs);
         if runs.len() >= limit || page.next_page_token.is_empty() {
             runs.truncate(limit);

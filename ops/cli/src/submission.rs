@@ -9,11 +9,11 @@ use steading_model::{RunId, limits};
 use steading_proto::v1;
 
 use crate::args;
-use crate::connect::{Backoff, failure, is_transient};
+use crate::connect::failure;
+use crate::coordinators::Coordinators;
 use crate::diagnostics;
 use crate::exit::Failure;
 use crate::find::{self, FindError, Found};
-use crate::follow::feed::Client;
 use crate::pairs;
 
 /// The ref of a tree that has none.
@@ -96,23 +96,20 @@ impl Prepared {
 ///
 /// [`Failure`] where the coordinator refuses, or stays away for longer than `bound`.
 pub async fn submit(
-    mut client: Client,
+    coordinators: &Coordinators,
     request: &v1::SubmitRequest,
     bound: Duration,
 ) -> Result<RunId, Failure> {
-    let mut backoff = Backoff::default();
-    loop {
-        match client.submit(request.clone()).await {
-            Ok(response) => return Ok(RunId::from_counter(response.into_inner().run_id)),
-            Err(status) if status.code() == tonic::Code::InvalidArgument => {
-                return Err(refused(status.message()));
-            }
-            Err(status) => {
-                if !is_transient(&status) || !backoff.wait(bound).await {
-                    return Err(failure("submit the pipeline", status));
-                }
-            }
+    let submitted = coordinators.call(bound, |mut client| {
+        let request = request.clone();
+        async move { client.submit(request).await }
+    });
+    match submitted.await {
+        Ok(response) => Ok(RunId::from_counter(response.run_id)),
+        Err(status) if status.code() == tonic::Code::InvalidArgument => {
+            Err(refused(status.message()))
         }
+        Err(status) => Err(failure("submit the pipeline", status)),
     }
 }
 

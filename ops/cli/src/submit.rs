@@ -9,16 +9,16 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use steading_cas::source::{self, Source};
 use steading_cas::{Blobs, RemoteBlobs, Store, StoreOptions};
-use tonic::transport::Channel;
 
 use crate::args;
 use crate::artifacts;
-use crate::connect::{AWAY_MAX, Backoff, Endpoint, FIRST_ANSWER_MAX};
+use crate::connect::{AWAY_MAX, FIRST_ANSWER_MAX};
+use crate::context;
+use crate::coordinators::{Coordinators, with_blobs};
 use crate::exit::{Ended, Failure};
 use crate::follow::{self, Options};
 use crate::local::STATE;
 use crate::out;
-use crate::reach;
 use crate::screen::{Screen, Stream};
 use crate::signals::Signals;
 use crate::submission::{self, Event};
@@ -35,20 +35,19 @@ const STORE_BYTES_MAX: u64 = 10 << 30;
 /// [`Failure`] for a bad pipeline, or a farm that refuses or stays away.
 pub async fn run(args: args::Submit) -> Result<Ended, Failure> {
     let started = Instant::now();
-    let endpoint = Endpoint::read(&args.farm.coordinator)?;
+    let farm = context::require(&args.farm)?;
     let event = Event { name: args.event_name.clone(), payload: args.event.clone() };
     let prepared = submission::prepare(&args.submission, &event)?;
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let channel = endpoint.channel();
-    let client = reach::client(channel.clone());
+    let coordinators = &farm.coordinators;
 
     let request = tokio::select! {
-        tree = upload(&prepared.found.source, channel.clone()) => prepared.with_source(&tree?),
+        tree = upload(&prepared.found.source, coordinators) => prepared.with_source(&tree?),
         () = signals.next() => return Ok(Ended::Interrupted),
     };
     // A signal in between would leave a run that nobody knows of: it is looked at
     // when the run has its id, and then cancels it.
-    let id = submission::submit(client.clone(), &request, AWAY_MAX).await?;
+    let id = submission::submit(coordinators, &request, AWAY_MAX).await?;
     let json = args.submission.json;
     if !args.wait {
         if json {
@@ -59,20 +58,20 @@ pub async fn run(args: args::Submit) -> Result<Ended, Failure> {
         return Ok(Ended::Success);
     }
     let mut screen = Screen::plain(if json { Stream::Stderr } else { Stream::Stdout });
-    screen.line(format!("{id} on {endpoint}"));
+    screen.line(format!("{id} on {}", farm.name));
     let options = Options {
         // A CI server's own log is where people look.
         verbose: true,
         cancel_on_signal: true,
-        logs_command: format!("stead logs --coordinator {endpoint} {id}"),
+        logs_command: format!("stead logs{} {id}", farm.arguments),
         only_labels: None,
     };
-    let blobs = reach::remote_blobs(channel);
+    let blobs = coordinators.blobs();
+    let followed = coordinators.clone();
     let over =
-        follow::follow(client.clone(), blobs.clone(), id, options, &mut screen, &mut signals)
-            .await?;
+        follow::follow(followed, blobs.clone(), id, options, &mut screen, &mut signals).await?;
     if let Some(dir) = &args.artifacts {
-        for line in artifacts::fetch(client, &blobs, id, None, dir).await? {
+        for line in artifacts::fetch(coordinators, &blobs, id, None, dir).await? {
             screen.line(line);
         }
     }
@@ -81,7 +80,7 @@ pub async fn run(args: args::Submit) -> Result<Ended, Failure> {
 }
 
 /// Takes the tree and brings to the farm what it lacks of it.
-async fn upload(dir: &Path, channel: Channel) -> Result<Source, Failure> {
+async fn upload(dir: &Path, coordinators: &Coordinators) -> Result<Source, Failure> {
     let place = Place::new(dir)?;
     let options = StoreOptions { bytes_max: STORE_BYTES_MAX, durable: false };
     let store = Store::open(&place.path().join("cas"), options).map_err(anyhow::Error::from)?;
@@ -90,20 +89,11 @@ async fn upload(dir: &Path, channel: Channel) -> Result<Source, Failure> {
     let taken = taken
         .map_err(anyhow::Error::from)?
         .with_context(|| format!("cannot take the source `{}`", dir.display()))?;
-    let blobs = Blobs::Tiered { local: store, remote: RemoteBlobs::new(channel, String::new()) };
-    let mut backoff = Backoff::default();
-    loop {
-        match blobs.upload_tree(&taken.root).await {
-            Ok(()) => return Ok(taken),
-            Err(error) => {
-                if !error.is_transient() || !backoff.wait(FIRST_ANSWER_MAX).await {
-                    return Err(Failure::Farm(
-                        anyhow::Error::from(error).context("cannot bring the source to the farm"),
-                    ));
-                }
-            }
-        }
-    }
+    let remote = RemoteBlobs::new(coordinators.channel(), String::new());
+    let blobs = Blobs::Tiered { local: store, remote };
+    let uploaded = with_blobs(FIRST_ANSWER_MAX, || blobs.upload_tree(&taken.root)).await;
+    uploaded.context("cannot bring the source to the farm")?;
+    Ok(taken)
 }
 
 /// Where the client keeps what it took: beside the tree for the first process, and in

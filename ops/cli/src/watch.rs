@@ -30,8 +30,8 @@ pub async fn run(args: args::Watch) -> Result<Ended, Failure> {
             logs_command: format!("stead logs{} {id}", reach.arguments),
             only_labels: None,
         };
-        let (client, blobs) = (reach.client.clone(), reach.blobs.clone());
-        follow::follow(client, blobs, id, options, &mut screen, &mut signals).await
+        let (coordinators, blobs) = (reach.coordinators.clone(), reach.blobs.clone());
+        follow::follow(coordinators, blobs, id, options, &mut screen, &mut signals).await
     };
     let watched = watched.await;
     let stopped = reach.stop().await;

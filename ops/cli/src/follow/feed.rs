@@ -5,13 +5,10 @@ use std::collections::HashMap;
 
 use steading_proto::v1;
 use tokio::sync::mpsc;
-use tonic::transport::Channel;
 
 use crate::connect::{AWAY_MAX, Backoff, failure, is_transient};
+use crate::coordinators::Coordinators;
 use crate::exit::Failure;
-
-/// The generated client, as everything here uses it.
-pub type Client = v1::pipelines_client::PipelinesClient<Channel>;
 
 /// Inputs that wait for the screen. A reader that is ahead of the screen waits.
 pub const INPUTS_MAX: usize = 256;
@@ -35,12 +32,13 @@ pub enum Input {
 }
 
 /// Follows the run's events until it has a conclusion.
-pub async fn events(mut client: Client, run_id: u64, to: mpsc::Sender<Input>) {
+pub async fn events(coordinators: Coordinators, run_id: u64, to: mpsc::Sender<Input>) {
     let mut token = 0;
     let mut backoff = Backoff::default();
     loop {
         let request = v1::WatchRunRequest { run_id, token };
-        let status = match client.watch_run(request).await {
+        let connection = coordinators.connection();
+        let status = match coordinators.pipelines().watch_run(request).await {
             Ok(response) => {
                 match pass_events(response.into_inner(), &mut token, &mut backoff, &to).await {
                     Some(status) => status,
@@ -49,6 +47,7 @@ pub async fn events(mut client: Client, run_id: u64, to: mpsc::Sender<Input>) {
             }
             Err(status) => status,
         };
+        coordinators.refused(connection, &status);
         if !is_transient(&status) || !backoff.wait(AWAY_MAX).await {
             // Nobody listens any more: then nobody needs to know.
             let _ = to.send(Input::Broken(broken(status))).await;
@@ -111,10 +110,10 @@ pub struct LogOf {
 }
 
 /// Reads the log of an attempt to its end. A log that cannot be read fails nothing.
-pub async fn log(client: Client, of: LogOf, to: mpsc::Sender<Input>) {
+pub async fn log(coordinators: Coordinators, of: LogOf, to: mpsc::Sender<Input>) {
     let LogOf { job, attempt, .. } = of;
     let (chunks, mut received) = mpsc::channel(INPUTS_MAX);
-    let read = read_log(client, of, HashMap::new(), chunks);
+    let read = read_log(coordinators, of, HashMap::new(), chunks);
     let pass = async {
         while let Some(chunk) = received.recv().await {
             if to.send(Input::Log { job, chunk }).await.is_err() {
@@ -137,7 +136,7 @@ pub async fn log(client: Client, of: LogOf, to: mpsc::Sender<Input>) {
 ///
 /// The status of a read that would fail again, or has failed for [`AWAY_MAX`].
 pub async fn read_log(
-    mut client: Client,
+    coordinators: Coordinators,
     of: LogOf,
     mut offsets: HashMap<u32, u64>,
     to: mpsc::Sender<v1::LogChunk>,
@@ -151,7 +150,8 @@ pub async fn read_log(
             offsets: offsets.clone(),
             follow: of.follow,
         };
-        let status = match client.read_log(request).await {
+        let connection = coordinators.connection();
+        let status = match coordinators.pipelines().read_log(request).await {
             Ok(response) => {
                 let mut stream = response.into_inner();
                 loop {
@@ -173,6 +173,7 @@ pub async fn read_log(
             }
             Err(status) => status,
         };
+        coordinators.refused(connection, &status);
         if !is_transient(&status) || !backoff.wait(AWAY_MAX).await {
             return Err(status);
         }

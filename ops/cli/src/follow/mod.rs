@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::connect::{AWAY_MAX, Backoff, failure, is_transient};
+use crate::connect::{AWAY_MAX, failure};
+use crate::coordinators::{Coordinators, with_blobs};
 use crate::exit::{Ended, Failure};
-use crate::follow::feed::{Client, INPUTS_MAX, Input, LogOf};
+use crate::follow::feed::{INPUTS_MAX, Input, LogOf};
 use crate::screen::render::{
     annotation_line, as_progress, failed_step, failed_steps, job_line, step_line,
 };
@@ -37,6 +38,9 @@ const TAIL_BYTES: u64 = 64 << 10;
 
 /// How long the last lines of a log are waited for. The run is over without them, too.
 const TAIL_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a job's result is asked for while no coordinator answers.
+const RESULT_WAIT: Duration = Duration::from_secs(20);
 
 /// How long a cancelled run is waited for: the grace between TERM and KILL, and the
 /// five minutes that GitHub gives to `always()` steps.
@@ -84,7 +88,7 @@ impl Over {
 ///
 /// [`Failure`] where the coordinator refuses, or stays away for too long.
 pub async fn follow(
-    client: Client,
+    coordinators: Coordinators,
     blobs: Blobs,
     run: RunId,
     options: Options,
@@ -93,9 +97,9 @@ pub async fn follow(
 ) -> Result<Over, Failure> {
     let (to, mut inputs) = mpsc::channel(INPUTS_MAX);
     let mut feeds = JoinSet::new();
-    feeds.spawn(feed::events(client.clone(), run.counter(), to.clone()));
+    feeds.spawn(feed::events(coordinators.clone(), run.counter(), to.clone()));
     let mut follower = Follower {
-        client,
+        coordinators,
         blobs,
         run,
         options,
@@ -142,28 +146,20 @@ pub async fn follow(
 /// # Errors
 ///
 /// [`Failure`] where the coordinator refuses, or stays away for too long.
-pub async fn cancel(mut client: Client, run: RunId, reason: &str) -> Result<(), Failure> {
+pub async fn cancel(coordinators: &Coordinators, run: RunId, reason: &str) -> Result<(), Failure> {
     let request_id = crate::id::request_id().map_err(anyhow::Error::from)?;
-    let mut backoff = Backoff::default();
-    loop {
-        let request = v1::CancelRunRequest {
-            run_id: run.counter(),
-            request_id: request_id.clone(),
-            reason: reason.to_owned(),
-        };
-        match client.cancel_run(request).await {
-            Ok(_) => return Ok(()),
-            Err(status) => {
-                if !is_transient(&status) || !backoff.wait(AWAY_MAX).await {
-                    return Err(failure("cancel the run", status));
-                }
-            }
-        }
-    }
+    let request =
+        v1::CancelRunRequest { run_id: run.counter(), request_id, reason: reason.to_owned() };
+    let cancelled = coordinators.call(AWAY_MAX, |mut client| {
+        let request = request.clone();
+        async move { client.cancel_run(request).await }
+    });
+    cancelled.await.map_err(|status| failure("cancel the run", status))?;
+    Ok(())
 }
 
 struct Follower<'a> {
-    client: Client,
+    coordinators: Coordinators,
     blobs: Blobs,
     run: RunId,
     options: Options,
@@ -188,9 +184,9 @@ impl Follower<'_> {
         self.cancelled_at = Some(Instant::now());
         let run = self.run;
         self.screen.line(format!("cancelling {run}; once more to leave at once"));
-        let client = self.client.clone();
+        let coordinators = self.coordinators.clone();
         self.feeds.spawn(async move {
-            if let Err(error) = cancel(client, run, "interrupted").await {
+            if let Err(error) = cancel(&coordinators, run, "interrupted").await {
                 tracing::warn!(%run, error = %error, "cannot cancel the run");
             }
         });
@@ -270,7 +266,7 @@ impl Follower<'_> {
         {
             let of =
                 LogOf { run: self.run.counter(), job: id, attempt, stream: None, follow: true };
-            self.feeds.spawn(feed::log(self.client.clone(), of, self.to.clone()));
+            self.feeds.spawn(feed::log(self.coordinators.clone(), of, self.to.clone()));
         }
     }
 
@@ -304,7 +300,7 @@ impl Follower<'_> {
     /// What the attempt left; nothing where it cannot be had, which fails no run.
     async fn result(&self, job: &v1::Job) -> Option<JobResult> {
         let digest: Digest = job.result_digest.parse().ok()?;
-        match self.blobs.get(&digest).await {
+        match with_blobs(RESULT_WAIT, || self.blobs.get(&digest)).await {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).ok(),
             Ok(None) => None,
             Err(error) => {
@@ -340,7 +336,7 @@ impl Follower<'_> {
                 }
             }
         };
-        let read = feed::read_log(self.client.clone(), of, offsets, chunks);
+        let read = feed::read_log(self.coordinators.clone(), of, offsets, chunks);
         let both = async { tokio::join!(read, collect) };
         match tokio::time::timeout(TAIL_WAIT, both).await {
             Ok((Ok(()), ())) => (),

@@ -56,7 +56,7 @@ impl Place {
     pub fn stead(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command.args(words).current_dir(self.path()).stdin(Stdio::null());
-        for name in ["STEADING_COORDINATOR", "STEADING_LOG"] {
+        for name in ["STEADING_COORDINATOR", "STEADING_CONTEXT", "STEADING_LOG"] {
             command.env_remove(name);
         }
         command

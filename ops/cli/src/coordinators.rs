@@ -1,0 +1,363 @@
+//! The coordinators of a farm, and the one connection that is kept to one of them.
+//!
+//! Any replica answers any request, so that one connection is enough. When it breaks,
+//! the next endpoint is tried first; when the replica at its other end is alive but of
+//! no use (cut off from the others, or itself looking for the leader), the connection
+//! is given up, which breaks whatever else goes over it: all of that resumes.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use steading_cas::{Blobs, BlobsError, RemoteBlobs};
+use steading_proto::{leader, v1};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::{Channel, Uri};
+use tonic::{Code, Response, Status};
+
+use crate::connect::{Backoff, Endpoint, Stream, is_transient, no_address};
+
+/// How long one endpoint may take to answer a connection attempt: a coordinator that is
+/// stopped lets it be opened, and says nothing.
+const ATTEMPT_MAX: Duration = Duration::from_secs(3);
+
+/// A connection on which something is waited for is asked for a sign of life this
+/// often, and given up when none comes for as long.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
+
+/// Largest message that a coordinator may send, bytes: a run with all its jobs.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// The generated client, as everything here uses it.
+pub type Pipelines = v1::pipelines_client::PipelinesClient<Channel>;
+
+/// A farm's coordinators. Clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Coordinators {
+    channel: Channel,
+    route: Arc<Route>,
+}
+
+/// Where to connect next.
+#[derive(Debug)]
+struct Route {
+    /// None: the connection is to this process, and there is no other.
+    endpoints: Vec<Endpoint>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The endpoint that is tried first, by its number.
+    next: usize,
+    /// Where the leader was said to be. Tried before all others, once.
+    hint: Option<Endpoint>,
+    /// The one behind the connection.
+    current: Option<Endpoint>,
+    /// Counts connections.
+    connection: u64,
+    /// Breaks the connection.
+    leave: CancellationToken,
+}
+
+impl Coordinators {
+    /// Those that listen there. Nothing is connected before the first request.
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        let route = Arc::new(Route { endpoints, state: Mutex::default() });
+        let connector = Arc::clone(&route);
+        let channel = no_address()
+            .http2_keep_alive_interval(SILENCE_MAX)
+            .keep_alive_timeout(SILENCE_MAX)
+            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let route = Arc::clone(&connector);
+                async move { route.connect().await.map(TokioIo::new) }
+            }));
+        Self { channel, route }
+    }
+
+    /// The one at the other end of this channel.
+    pub fn here(channel: Channel) -> Self {
+        Self { channel, route: Arc::new(Route { endpoints: Vec::new(), state: Mutex::default() }) }
+    }
+
+    /// The channel to whichever of them answers.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The client of the `Pipelines` service.
+    pub fn pipelines(&self) -> Pipelines {
+        Pipelines::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The blobs behind them.
+    pub fn blobs(&self) -> Blobs {
+        Blobs::Remote(RemoteBlobs::new(self.channel(), String::new()))
+    }
+
+    /// The number of the connection that the next request takes, for [`Coordinators::refused`].
+    pub fn connection(&self) -> u64 {
+        self.route.lock().connection
+    }
+
+    /// The request that was made over this connection was answered so: whether another
+    /// replica is to be tried is decided here. Whoever comes second changes nothing.
+    pub fn refused(&self, connection: u64, status: &Status) {
+        if status.code() == Code::Unavailable {
+            self.route.leave(connection, leader::leader_of(status));
+        }
+    }
+
+    /// Makes the call, again and again while no replica can answer, for at most `bound`.
+    ///
+    /// # Errors
+    ///
+    /// What another try would not change, or the last of them.
+    pub async fn call<T, F>(
+        &self,
+        bound: Duration,
+        mut call: impl FnMut(Pipelines) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut backoff = Backoff::default();
+        loop {
+            let connection = self.connection();
+            match call(self.pipelines()).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => {
+                    self.refused(connection, &status);
+                    if !is_transient(&status) || !backoff.wait(bound).await {
+                        return Err(status);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Does something with blobs, again and again while it may yet go well, for at most `bound`.
+///
+/// # Errors
+///
+/// What another try would not change, or the last of them.
+pub async fn with_blobs<T, F>(
+    bound: Duration,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, BlobsError>
+where
+    F: Future<Output = Result<T, BlobsError>>,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => {
+                if !error.is_transient() || !backoff.wait(bound).await {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+impl Route {
+    /// A connection to the first endpoint that answers.
+    async fn connect(&self) -> io::Result<Leaving> {
+        let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for (endpoint, next) in self.candidates() {
+            match tokio::time::timeout(ATTEMPT_MAX, endpoint.open()).await {
+                Ok(Ok(stream)) => return Ok(self.connected(endpoint, next, stream)),
+                Ok(Err(error)) => failed = error,
+                Err(_) => failed = io::Error::from(io::ErrorKind::TimedOut),
+            }
+            tracing::debug!(%endpoint, error = %failed, "a coordinator cannot be reached");
+        }
+        Err(failed)
+    }
+
+    /// In the order in which they are tried, each with the number of the one after it.
+    fn candidates(&self) -> Vec<(Endpoint, usize)> {
+        let mut state = self.lock();
+        let (first, count) = (state.next, self.endpoints.len());
+        let around = (0..count).map(|step| (first + step) % count);
+        let listed = around.map(|number| (self.endpoints[number].clone(), (number + 1) % count));
+        state.hint.take().map(|hint| (hint, first)).into_iter().chain(listed).collect()
+    }
+
+    fn connected(&self, endpoint: Endpoint, next: usize, stream: Stream) -> Leaving {
+        let mut state = self.lock();
+        state.next = next;
+        state.current = Some(endpoint);
+        state.connection += 1;
+        state.leave = CancellationToken::new();
+        let left = Box::pin(state.leave.clone().cancelled_owned());
+        Leaving { stream, left }
+    }
+
+    /// Gives the connection up, unless that was done before or there is no other place.
+    fn leave(&self, connection: u64, leader: Option<&str>) {
+        let mut state = self.lock();
+        if state.connection != connection {
+            return;
+        }
+        let hint = leader.and_then(|text| text.parse().ok());
+        let hint =
+            hint.filter(|hint| self.may_be_followed(hint) && Some(hint) != state.current.as_ref());
+        if hint.is_some() || self.endpoints.len() > 1 {
+            state.hint = hint;
+            state.leave.cancel();
+        }
+    }
+
+    /// Whether a place that a replica named is no worse protected than those that the
+    /// user did.
+    fn may_be_followed(&self, hint: &Endpoint) -> bool {
+        self.endpoints.iter().any(|known| known.is_like(hint))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that can be given up from outside.
+struct Leaving {
+    stream: Stream,
+    left: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl AsyncRead for Leaving {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // A client always waits for bytes, so that this is where it hears of the end.
+        if self.left.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Leaving {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_endpoint_behind_the_broken_one_is_tried_first() {
+        let farm = Three::listen();
+        let route = farm.route();
+        let first = route.connect().await.unwrap();
+        assert_eq!(farm.connected(&route), "0");
+        drop(first);
+        route.connect().await.unwrap();
+        assert_eq!(farm.connected(&route), "1");
+        let farm = farm.without(2);
+        route.connect().await.unwrap();
+        assert_eq!(farm.connected(&route), "0");
+    }
+
+    #[tokio::test]
+    async fn a_replica_of_no_use_is_left_once() {
+        let farm = Three::listen();
+        let route = farm.route();
+        let mut stream = route.connect().await.unwrap();
+        route.leave(0, None);
+        assert!(!route.lock().leave.is_cancelled(), "an earlier connection was meant");
+        route.leave(1, Some(&farm.endpoint(2).to_string()));
+        let error = stream.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        let _stream = route.connect().await.unwrap();
+        assert_eq!(farm.connected(&route), "2", "the hint is followed");
+        route.leave(1, None);
+        assert!(!route.lock().leave.is_cancelled(), "somebody else left before");
+    }
+
+    #[tokio::test]
+    async fn a_hint_does_not_lead_into_the_open() {
+        let farm = Three::listen();
+        let route = farm.route();
+        let _stream = route.connect().await.unwrap();
+        route.leave(1, Some("http://127.0.0.1:1"));
+        assert_eq!(route.lock().hint, None);
+    }
+
+    /// Three sockets that take connections and say nothing.
+    struct Three {
+        dir: tempfile::TempDir,
+        listeners: Vec<Option<UnixListener>>,
+    }
+
+    impl Three {
+        fn listen() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let bind = |number| UnixListener::bind(dir.path().join(format!("{number}"))).unwrap();
+            let listeners = (0..3).map(|number| Some(bind(number))).collect();
+            Self { dir, listeners }
+        }
+
+        fn without(mut self, number: usize) -> Self {
+            self.listeners[number] = None;
+            self
+        }
+
+        fn endpoint(&self, number: usize) -> Endpoint {
+            Endpoint::Unix(self.dir.path().join(format!("{number}")))
+        }
+
+        fn route(&self) -> Route {
+            let endpoints = (0..3).map(|number| self.endpoint(number)).collect();
+            Route { endpoints, state: Mutex::default() }
+        }
+
+        fn connected(&self, route: &Route) -> String {
+            match route.lock().current.clone() {
+                Some(Endpoint::Unix(path)) => {
+                    path.file_name().unwrap().to_str().unwrap().to_owned()
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
