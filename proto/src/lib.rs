@@ -3,6 +3,7 @@
 
 mod convert;
 pub mod leader;
+pub mod tls;
 
 pub use convert::{
     ConvertError, blob_digest, digest_function, reapi_digest, reapi_digest_function,

@@ -10,12 +10,14 @@ mod digest;
 mod ids;
 pub mod limits;
 mod name;
+mod spiffe;
 mod time;
 mod work;
 
 pub use digest::{Digest, DigestFunction, ParseDigestError};
 pub use ids::{AgentId, Epoch, Incarnation, JobId, ParseIdError, ReplicaId, RunId};
 pub use name::{ParseNameError, Principal, ProjectName, RequestId};
+pub use spiffe::{ParseSpiffeError, Role, SpiffeId};
 pub use time::Timestamp;
 pub use work::{
     Conclusion, FailureClass, ParseConclusionError, Provisioning, Resources, Spot, StepCounts, Work,
