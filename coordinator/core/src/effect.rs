@@ -72,6 +72,8 @@ pub enum Rejection {
     JobNotQueued,
     #[error("key of the job runs as many legs as it may")]
     MaxParallel,
+    #[error("another one has the concurrency group")]
+    GroupTaken,
     #[error("agent is not known")]
     AgentUnknown,
     #[error("agent has left and takes no more work")]

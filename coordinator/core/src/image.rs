@@ -6,6 +6,7 @@ use steading_model::JobId;
 use steading_model::RunId;
 use steading_model::codec::{Decode, DecodeError, Encode};
 
+use crate::group::Group;
 use crate::replica::Replica;
 use crate::rows::{Agent, Answered, Artifact, Claim, Job, Matrix, Run, Waiter};
 use crate::state::{Meta, State};
@@ -63,6 +64,7 @@ impl State {
             .chain(self.requests.encoded())
             .chain(self.artifacts.encoded())
             .chain(self.replicas.encoded())
+            .chain(self.groups.encoded())
     }
 
     /// The state that has these rows, in any order; the empty one for none.
@@ -109,6 +111,7 @@ impl State {
             Answered::TABLE => self.requests.load(key, row),
             Artifact::TABLE => self.artifacts.load(key, row),
             Replica::TABLE => self.replicas.load(key, row),
+            Group::TABLE => self.groups.load(key, row),
             _ => return Err(ImageError::Table(Some(table))),
         };
         read(table, outcome)
@@ -139,7 +142,7 @@ impl State {
             let Some(run) = self.runs.get(&job.run) else {
                 return Err(ImageError::RunMissing { job: job.id, run: job.run });
             };
-            self.index.job(None, Some(job), run.sealed);
+            self.index.job(None, Some(job), run.is_started());
         }
         for (_, agent) in self.agents.iter() {
             self.index.agent(None, Some(agent));

@@ -101,9 +101,11 @@ impl Standing {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Index {
-    /// Queued jobs of sealed runs.
+    /// Queued jobs that may be placed: their runs are sealed, and nothing waits for a group.
     pub(crate) queue: OrdMap<Lane, OrdSet<Place>>,
     pub(crate) queue_len: usize,
+    /// Queued jobs that wait for their groups, or will.
+    pub(crate) waiting: OrdSet<(RunId, JobId)>,
     pub(crate) jobs_by_run: OrdSet<(RunId, JobId)>,
     pub(crate) jobs_by_version: OrdSet<(RunId, u64, JobId)>,
     pub(crate) legs: OrdMap<(RunId, String, u32), JobId>,
@@ -156,7 +158,7 @@ impl Index {
         }
     }
 
-    /// The job's row changed. `startable`: its run is sealed.
+    /// The job's row changed. `startable`: its run has started.
     pub(crate) fn job(&mut self, old: Option<&Job>, new: Option<&Job>, startable: bool) {
         if let Some(job) = old {
             self.jobs_by_version.remove(&(job.run, job.version, job.id));
@@ -181,6 +183,9 @@ impl Index {
 
     fn enter(&mut self, job: &Job, startable: bool) {
         match job.status {
+            JobStatus::Queued if job.waits => {
+                self.waiting.insert((job.run, job.id));
+            }
             JobStatus::Queued if startable => self.set_queued(job, true),
             JobStatus::Leased { agent, .. } => {
                 self.leases.insert((agent, job.id));
@@ -192,6 +197,9 @@ impl Index {
 
     fn leave(&mut self, job: &Job, startable: bool) {
         match job.status {
+            JobStatus::Queued if job.waits => {
+                self.waiting.remove(&(job.run, job.id));
+            }
             JobStatus::Queued if startable => self.set_queued(job, false),
             JobStatus::Leased { agent, .. } => {
                 self.leases.remove(&(agent, job.id));

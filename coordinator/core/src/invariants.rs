@@ -6,6 +6,7 @@ use steading_model::codec::Encode;
 use steading_model::limits::JOB_ROW_BYTES_MAX;
 use steading_model::{Conclusion, RunId};
 
+use crate::group::Member;
 use crate::index::Part;
 use crate::rows::{Job, JobCounts, JobStatus, Run};
 use crate::state::State;
@@ -32,6 +33,7 @@ impl State {
         self.check_agents()?;
         self.check_replicas()?;
         self.check_claims()?;
+        self.check_groups()?;
         for ((run, name), artifact) in self.artifacts.iter() {
             let job = self.job(artifact.job).is_some_and(|job| job.run == *run);
             ensure(job, || format!("artifact `{name}` of {run} has no job"))?;
@@ -143,6 +145,42 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// A group has one holder, which goes on, and holds it to its end; whoever could go on
+    /// but for its group stands in line for it.
+    fn check_groups(&self) -> Result<(), String> {
+        let mut members: BTreeMap<Member, bool> = BTreeMap::new();
+        for (key, group) in self.groups.iter() {
+            let name = &key.1;
+            for member in group.pending.iter().chain([&group.holder]) {
+                let holds = *member == group.holder;
+                let twice = members.insert(*member, holds).is_some();
+                ensure(!twice, || format!("{member} is in two places of `{name}`"))?;
+                let of = self.group_of(*member).map(|(key, _)| key);
+                ensure(of.as_ref() == Some(key), || format!("{member} does not name `{name}`"))?;
+            }
+            for member in group.pending.iter().skip(1) {
+                let queues = self.group_of(*member).is_some_and(|(_, wants)| wants.queue_all);
+                ensure(queues, || format!("{member} stands behind others for `{name}`"))?;
+            }
+        }
+        for (id, run) in self.runs.iter() {
+            let wants = run.definition.concurrency.is_some();
+            let goes_on = run.sealed && !run.has_ended();
+            let want = (wants && goes_on).then_some(!run.waits);
+            let found = members.remove(&Member::Run { run: *id });
+            ensure(found == want, || format!("{id} is {found:?} in its group, not {want:?}"))?;
+        }
+        for (id, job) in self.jobs.iter() {
+            let wants = job.definition.concurrency.is_some();
+            let started = self.run(job.run).is_some_and(Run::is_started);
+            let goes_on = started && job.outcome().is_none();
+            let want = (wants && goes_on).then_some(!job.waits);
+            let found = members.remove(&Member::Job { job: *id });
+            ensure(found == want, || format!("{id} is {found:?} in its group, not {want:?}"))?;
+        }
+        ensure(members.is_empty(), || format!("{members:?} left a group"))
     }
 
     fn check_claims(&self) -> Result<(), String> {

@@ -9,8 +9,9 @@ use steading_model::limits::{
 use steading_model::{Conclusion, FailureClass, JobId, RunId, StepCounts, Timestamp};
 
 use crate::effect::{Effect, Rejection};
+use crate::group::{Member, Step};
 use crate::proposal::{NewJob, Outcome};
-use crate::rows::{Job, JobStatus, Matrix};
+use crate::rows::{Job, JobStatus, Matrix, Run};
 use crate::run::at_most;
 use crate::state::{State, Turn};
 
@@ -35,6 +36,7 @@ impl State {
             self.matrices.set(&matrix, Some(Arc::new(Matrix::default())));
         }
         let failed = job.fail_fast && self.matrices.get(&matrix).is_some_and(|row| row.failed);
+        let waits = job.concurrency.is_some();
         let run_priority = self.run(run).map_or(0, |run| run.definition.priority);
         let row = Job {
             id,
@@ -52,7 +54,7 @@ impl State {
             user_retries: 0,
             preemptions: 0,
             avoid_pool: None,
-            waits: false,
+            waits,
         };
         self.set_job(turn, id, Some(row));
         self.edit_run(turn, run, |run| run.counts.total += 1);
@@ -61,6 +63,8 @@ impl State {
             self.finish_job(turn, id, outcome);
         } else if failed {
             self.cancel_job(turn, id, SIBLING_FAILED);
+        } else if waits && self.run(run).is_some_and(Run::is_started) {
+            turn.steps.push_back(Step::Join(Member::Job { job: id }));
         }
         Ok(())
     }
@@ -75,7 +79,11 @@ impl State {
         self.edit_job(turn, id, |job| {
             job.status = JobStatus::Done { outcome };
             job.finished = turn.now;
+            job.waits = false;
         });
+        if definition.concurrency.is_some() {
+            turn.steps.push_back(Step::Leave(Member::Job { job: id }));
+        }
         let fails = conclusion == Conclusion::Failure && !definition.continue_on_error;
         self.edit_run(turn, run, |run| {
             let counts = &mut run.counts;

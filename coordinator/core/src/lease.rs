@@ -40,8 +40,12 @@ impl State {
         if !job.is_queued() {
             return Err(Rejection::JobNotQueued);
         }
-        if !self.run(job.run).is_some_and(|run| run.sealed) {
+        let run = self.run(job.run).ok_or(Rejection::RunUnknown)?;
+        if !run.sealed {
             return Err(Rejection::RunNotSealed);
+        }
+        if run.waits || job.waits {
+            return Err(Rejection::GroupTaken);
         }
         let agent = self.agent(assignment.agent).ok_or(Rejection::AgentUnknown)?;
         if agent.incarnation != assignment.incarnation {

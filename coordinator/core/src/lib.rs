@@ -8,6 +8,7 @@ mod agent;
 mod artifact;
 mod claim;
 mod effect;
+mod group;
 mod image;
 mod index;
 mod invariants;
@@ -29,6 +30,7 @@ pub mod testkit;
 mod tests;
 
 pub use effect::{Effect, Rejection};
+pub use group::{Group, GroupKey, Member};
 pub use image::ImageError;
 pub use proposal::{
     Assignment, Concurrency, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,

@@ -17,3 +17,5 @@ pub(crate) const CLAIM_WAITERS_MAX: usize = if cfg!(test) { 3 } else { limits::C
 
 pub(crate) const ARTIFACTS_PER_RUN_MAX: usize =
     if cfg!(test) { 3 } else { limits::ARTIFACTS_PER_RUN_MAX };
+
+pub(crate) const GROUP_PENDING_MAX: usize = if cfg!(test) { 3 } else { limits::GROUP_PENDING_MAX };

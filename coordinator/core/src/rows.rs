@@ -71,6 +71,11 @@ impl Run {
             && (unplanned_end || nothing_to_wait_for)
     }
 
+    /// Whether its jobs may be placed.
+    pub const fn is_started(&self) -> bool {
+        self.sealed && !self.waits
+    }
+
     pub const fn has_ended(&self) -> bool {
         self.conclusion.is_some()
     }
@@ -79,13 +84,17 @@ impl Run {
 /// Somebody's wish that a run end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cancel {
+    /// Who wished it; the run's own submitter where it was the farm.
     pub principal: Principal,
     /// At most [`steading_model::limits::CANCEL_REASON_BYTES_MAX`].
     pub reason: String,
     pub at: Timestamp,
+    /// Nobody asked for it: a newer run made this one superfluous, or it closed a cycle
+    /// of waits.
+    pub by_farm: bool,
 }
 
-record! { Cancel { principal, reason, at } }
+record! { Cancel { principal, reason, at, by_farm } }
 
 /// Jobs of a run by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

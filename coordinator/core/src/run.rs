@@ -7,9 +7,10 @@ use steading_model::limits::{
     CANCEL_REASON_BYTES_MAX, JOBS_MAX, JOBS_PER_PROPOSAL_MAX, JOBS_PER_RUN_MAX, REQUEST_ID_TTL_MS,
     RUN_DEFINITION_BYTES_MAX, RUNS_MAX, RUNS_PER_RETIREMENT_MAX,
 };
-use steading_model::{Conclusion, JobId, RunId, StepCounts, Timestamp};
+use steading_model::{Conclusion, JobId, Principal, RunId, StepCounts, Timestamp};
 
 use crate::effect::{Effect, Rejection};
+use crate::group::{Member, Step};
 use crate::job::cut;
 use crate::limits::{REQUEST_IDS_MAX, REQUESTS_FORGOTTEN_MAX};
 use crate::proposal::{NewJob, NewRun, Request};
@@ -35,6 +36,7 @@ impl State {
         self.meta.counters.run = id;
         self.remember(turn.now, &run.request, id)?;
         turn.effects.push(Effect::Admitted { run: id, repeated: false });
+        let waits = run.concurrency.is_some();
         let row = Run {
             id,
             definition: Arc::new(run),
@@ -52,7 +54,7 @@ impl State {
             finished: Timestamp::default(),
             version: turn.version,
             stalled: false,
-            waits: false,
+            waits,
             replan: false,
             retries: 0,
         };
@@ -126,33 +128,50 @@ impl State {
             return Ok(());
         }
         let run = self.open_run(id)?;
-        let (first, sealed) = (run.cancel.is_none(), run.sealed);
+        let first = run.cancel.is_none();
         self.remember(turn.now, request, id)?;
-        if !first {
-            return Ok(());
+        if first {
+            let principal = Some(request.principal.clone());
+            self.cancel_open_run(turn, id, principal, reason);
         }
+        Ok(())
+    }
+
+    /// Cancels a run that goes on and was not cancelled. `principal` is `None` where the
+    /// farm does it by itself.
+    pub(crate) fn cancel_open_run(
+        &mut self,
+        turn: &mut Turn,
+        id: RunId,
+        principal: Option<Principal>,
+        reason: &str,
+    ) {
+        let Some(run) = self.run(id) else { return };
+        let (started, sealed) = (run.is_started(), run.sealed);
+        let by_farm = principal.is_none();
         let cancel = Cancel {
-            principal: request.principal.clone(),
+            principal: principal.unwrap_or_else(|| run.definition.request.principal.clone()),
             reason: cut(reason, CANCEL_REASON_BYTES_MAX),
             at: turn.now,
+            by_farm,
         };
         self.edit_run(turn, id, |run| {
             run.cancel = Some(cancel);
             // A plan that is being made does not know of the cancel yet, and would
             // start jobs as if nothing had happened.
             run.revision += 1;
-            // Of a run that is not sealed nothing has started, so nothing is left to
-            // clean up: it ends here, whatever its submitter still wanted to add.
-            run.complete |= !sealed;
+            // Of a run that is not sealed, or waits, nothing has started, so nothing is
+            // left to clean up: it ends here, whatever its submitter still wanted to add.
+            run.complete |= !started;
         });
+        let why = if by_farm { reason } else { "the run was cancelled" };
         let jobs: Vec<JobId> = self.job_ids(id).collect();
         for job in jobs {
-            self.cancel_job(turn, job, "the run was cancelled");
+            self.cancel_job(turn, job, why);
         }
         if !sealed {
             self.seal(turn, id);
         }
-        Ok(())
     }
 
     pub(crate) fn retire_runs(&mut self, turn: &mut Turn, runs: &[RunId]) -> Result<(), Rejection> {
@@ -190,6 +209,7 @@ impl State {
     /// Lets the jobs of a run start.
     fn seal(&mut self, turn: &mut Turn, id: RunId) {
         self.edit_run(turn, id, |run| run.sealed = true);
+        self.start_run(turn, id);
         turn.dispatch = true;
     }
 
@@ -204,35 +224,43 @@ impl State {
         Ok(())
     }
 
-    /// Tells of a change of the run, asks for its next plan, and ends it when nothing
-    /// is left. Called once for every run that an accepted proposal wrote.
-    pub(crate) fn settle_run(&mut self, turn: &mut Turn, id: RunId) {
+    /// Ends the run when nothing is left. Called for every run that an accepted proposal
+    /// wrote.
+    pub(crate) fn end_if_over(&mut self, turn: &mut Turn, id: RunId) {
         let Some(run) = self.run(id) else { return };
-        turn.effects.push(Effect::RunChanged { run: id });
-        if run.has_ended() || !run.sealed {
+        let goes_on = run.has_ended() || !run.sealed || run.is_plan_due();
+        if goes_on || run.counts.unfinished() > 0 {
             return;
         }
+        // A stalled run has not done what it was asked to, and no plan will make that
+        // good. It must not wait for ever.
+        let stuck = !run.complete;
+        let conclusion = match run.counts {
+            counts if counts.failing > 0 || stuck => Conclusion::Failure,
+            _ if run.cancel.is_some() => Conclusion::Cancelled,
+            counts if counts.cancelled > 0 => Conclusion::Cancelled,
+            _ => Conclusion::Success,
+        };
+        self.edit_run(turn, id, |run| {
+            run.conclusion = Some(conclusion);
+            run.finished = turn.now;
+            run.complete = true;
+        });
+        turn.steps.push_back(Step::Leave(Member::Run { run: id }));
+    }
+
+    /// Tells of a change of the run, and asks for its next plan. Called once for every
+    /// run that an accepted proposal wrote, when all is written.
+    pub(crate) fn tell_of_run(&self, turn: &mut Turn, id: RunId) {
+        let Some(run) = self.run(id) else { return };
+        let before = self.runs.before(&id);
+        turn.effects.push(Effect::RunChanged { run: id });
         if run.is_plan_due() {
-            let before = self.runs.before(&id);
             let asked = before.is_some_and(|old| old.is_plan_due() && old.revision == run.revision);
             if !asked {
                 turn.effects.push(Effect::PlanRun { run: id, revision: run.revision });
             }
-        } else if run.counts.unfinished() == 0 {
-            // A stalled run has not done what it was asked to, and no plan will make that
-            // good. It must not wait for ever.
-            let stuck = !run.complete;
-            let conclusion = match run.counts {
-                counts if counts.failing > 0 || stuck => Conclusion::Failure,
-                _ if run.cancel.is_some() => Conclusion::Cancelled,
-                counts if counts.cancelled > 0 => Conclusion::Cancelled,
-                _ => Conclusion::Success,
-            };
-            self.edit_run(turn, id, |run| {
-                run.conclusion = Some(conclusion);
-                run.finished = turn.now;
-                run.complete = true;
-            });
+        } else if run.has_ended() && !before.is_some_and(|old| old.has_ended()) {
             turn.effects.push(Effect::RunFinished { run: id });
         }
     }

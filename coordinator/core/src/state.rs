@@ -1,5 +1,6 @@
 //! The state as a whole: its tables, the one way in, and what is hashed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use imbl::Vector;
@@ -7,6 +8,7 @@ use steading_model::codec::{Encode, record};
 use steading_model::{AgentId, Epoch, JobId, RunId, Timestamp};
 
 use crate::effect::{Effect, Rejection};
+use crate::group::{Group, Step};
 use crate::index::Index;
 use crate::proposal::Proposal;
 use crate::replica::Replica;
@@ -29,6 +31,7 @@ pub struct State {
     pub(crate) requests: Table<Answered>,
     pub(crate) artifacts: Table<Artifact>,
     pub(crate) replicas: Table<Replica>,
+    pub(crate) groups: Table<Group>,
     pub(crate) index: Index,
     /// What was written since the image was last told.
     pub(crate) unsaved: Unsaved,
@@ -83,6 +86,8 @@ pub(crate) struct Turn {
     pub(crate) effects: Vec<Effect>,
     /// Something can be placed that could not be before.
     pub(crate) dispatch: bool,
+    /// Concurrency groups to join and to leave, done when all else is.
+    pub(crate) steps: VecDeque<Step>,
 }
 
 impl State {
@@ -103,6 +108,7 @@ impl State {
             version: self.meta.version + 1,
             effects: Vec::new(),
             dispatch: false,
+            steps: VecDeque::new(),
         };
         let outcome = self.decide(&mut turn, proposal);
         let mut writes = Vec::new();
@@ -171,9 +177,18 @@ impl State {
 
     /// What follows from the writes of an accepted proposal, whatever it was.
     fn settle(&mut self, turn: &mut Turn) {
-        let written: Vec<RunId> = self.runs.written().copied().collect();
-        for run in written {
-            self.settle_run(turn, run);
+        loop {
+            self.settle_groups(turn);
+            let written: Vec<RunId> = self.runs.written().copied().collect();
+            for run in written {
+                self.end_if_over(turn, run);
+            }
+            if turn.steps.is_empty() {
+                break;
+            }
+        }
+        for run in self.runs.written() {
+            self.tell_of_run(turn, *run);
         }
         if turn.dispatch && self.index.queue_len > 0 {
             turn.effects.push(Effect::Dispatch);
@@ -190,6 +205,7 @@ impl State {
         self.requests.commit(writes);
         self.artifacts.commit(writes);
         self.replicas.commit(writes);
+        self.groups.commit(writes);
     }
 
     /// Puts back what the proposal wrote, the indices with it.
@@ -229,21 +245,24 @@ impl State {
         for (id, row) in self.replicas.take_journal() {
             self.replicas.restore(&id, row);
         }
+        for (key, row) in self.groups.take_journal() {
+            self.groups.restore(&key, row);
+        }
     }
 
     fn is_startable(&self, job: &Option<Arc<Job>>) -> bool {
         let run = job.as_ref().and_then(|job| self.runs.get(&job.run));
-        run.is_some_and(|run| run.sealed)
+        run.is_some_and(|run| run.is_started())
     }
 
     pub(crate) fn reindex_run(&mut self, id: RunId, old: Option<&Run>, new: Option<&Run>) {
         self.index.run(old, new);
-        let was = old.is_some_and(|run| run.sealed);
-        let is = new.is_some_and(|run| run.sealed);
+        let was = old.is_some_and(Run::is_started);
+        let is = new.is_some_and(Run::is_started);
         if was != is {
             let ids: Vec<JobId> = self.job_ids(id).collect();
             for job in ids.iter().filter_map(|job| self.jobs.get(job)) {
-                if job.is_queued() {
+                if job.is_queued() && !job.waits {
                     self.index.set_queued(job, is);
                 }
             }

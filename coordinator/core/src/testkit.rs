@@ -218,6 +218,14 @@ impl Stage {
                     self.state.queued().iter().map(|job| job.id.to_string()).collect();
                 jobs.join(" ")
             }
+            "group" => match self.state.group(&(name("p"), words[1].into())) {
+                Some(group) => {
+                    let members = std::iter::once(&group.holder).chain(&group.pending);
+                    members.map(ToString::to_string).collect::<Vec<_>>().join(" ")
+                }
+                None => "free".into(),
+            },
+            "why" => self.why(words[1]),
             "outstanding" => self.render(&self.state.outstanding()),
             "place" => {
                 let connected: BTreeSet<_> = words[1..]
@@ -240,6 +248,16 @@ impl Stage {
             word if word.starts_with("run-") => self.show_run(id(word)),
             word => self.show_job(id(word)),
         }
+    }
+
+    /// Why a run is being cancelled, or a job ended as it did.
+    fn why(&self, word: &str) -> String {
+        if word.starts_with("run-") {
+            let cancel = self.state.run(id(word)).and_then(|run| run.cancel.as_ref());
+            return cancel.map_or_else(String::new, |cancel| cancel.reason.clone());
+        }
+        let outcome = self.state.job(id(word)).and_then(|job| job.outcome());
+        outcome.map_or_else(String::new, |outcome| outcome.message.clone())
     }
 
     fn show_run(&self, run: RunId) -> String {

@@ -2,6 +2,7 @@
 
 mod agents;
 mod claims;
+mod groups;
 mod image;
 mod leases;
 mod placement;

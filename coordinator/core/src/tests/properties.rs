@@ -10,8 +10,8 @@ use steading_model::{
 use crate::placement::place;
 use crate::testkit::{Stage, digest, job, outcome};
 use crate::{
-    Assignment, Effect, Job, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,
-    Resolution, State,
+    Assignment, Concurrency, Effect, Job, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal,
+    Request, Resolution, State,
 };
 
 /// One step of a random story: what is done, how much time went by, and four choices
@@ -307,6 +307,9 @@ fn jobs(count: u8, seed: u8) -> Vec<NewJob> {
         "g(cpu=500,mem=20,needed)",
         "h/0(max=2)",
         "h/1(max=2,needed)",
+        "i(group=g)",
+        "j(group=g,cancels,retry=1)",
+        "k(group=h,queues,needed)",
     ];
     // Now and then the same job over again, which is refused.
     let (first, stride) = (usize::from(seed), usize::from(seed % 4));
@@ -336,7 +339,11 @@ fn new_run(a: u8, b: u8) -> NewRun {
         submission: digest("submission"),
         dialect: "2026-08".into(),
         priority: i32::from(a % 3) - 1,
-        concurrency: None,
+        concurrency: (b / 16 < 6).then(|| Concurrency {
+            group: ["g", "h", "i"][usize::from(b / 16) % 3].into(),
+            cancel_in_progress: b / 32 == 1,
+            queue_all: b / 32 == 2,
+        }),
     }
 }
 
