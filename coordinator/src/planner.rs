@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use steading_core::{NewJob, Outcome, Proposal, Rejection, Run, State};
-use steading_model::limits::JOBS_PER_PROPOSAL_MAX;
+use steading_core::{Concurrency, NewJob, Outcome, Proposal, Rejection, Run, State};
+use steading_model::limits::{GROUP_NAME_BYTES_MAX, JOBS_PER_PROPOSAL_MAX};
 use steading_model::{Conclusion, Digest, DigestFunction, FailureClass, JobId, RunId, StepCounts};
 use steading_pipeline::job::EndedJob;
-use steading_pipeline::{PlannedJob, Verdict};
+use steading_pipeline::{Group, PlannedJob, Verdict};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -225,15 +225,7 @@ fn plan(
     results: &Results,
     cancelled: bool,
 ) -> Result<Planned, DocumentError> {
-    let submission = steading_pipeline::Submission {
-        pipeline: &parsed.pipeline,
-        source: &parsed.submission.source,
-        github,
-        inputs: &parsed.inputs,
-        vars: &parsed.vars,
-        env: &parsed.env,
-        cancelled,
-    };
+    let submission = submission(parsed, github, cancelled);
     let plan = steading_pipeline::plan(&submission, &results.ended, &results.created);
     let specs: Vec<Option<Bytes>> = plan.jobs.iter().map(spec_bytes).collect();
     let digests = documents.put_many(specs.iter().flatten().map(Bytes::as_ref))?;
@@ -278,10 +270,53 @@ fn new_job(job: PlannedJob, spec: Option<Digest>) -> NewJob {
         continue_on_error: job.continue_on_error,
         decided,
         priority: Some(job.priority),
-        spot: None,
-        deadline_ms: 0,
-        user_retries: 0,
-        concurrency: None,
+        spot: job.spot,
+        deadline_ms: job.deadline_ms,
+        user_retries: job.retries,
+        concurrency: job.concurrency.map(concurrency),
+    }
+}
+
+/// The concurrency group of the run. `stand_in` is the run's id to expressions: they use
+/// it to tell runs apart, and the run has none yet.
+pub(crate) fn run_concurrency(
+    parsed: &Parsed,
+    stand_in: &str,
+) -> Result<Option<Concurrency>, String> {
+    let mut github = parsed.github.clone();
+    if let Some(github) = github.as_object_mut() {
+        for name in ["run_id", "run_number"] {
+            github.insert(name.to_owned(), stand_in.into());
+        }
+    }
+    let submission = submission(parsed, &github, false);
+    Ok(steading_pipeline::run_group(&submission)?.map(concurrency))
+}
+
+/// A long name is told apart by its digest: names are kept in bounded rows.
+fn concurrency(group: Group) -> Concurrency {
+    let Group { mut name, cancel_in_progress, queue_all } = group;
+    if name.len() > GROUP_NAME_BYTES_MAX {
+        let digest = steading_cas::hash::digest_of(DigestFunction::Blake3, name.as_bytes());
+        let digest = format!("…{:.32}", digest.to_string());
+        name = cut(name, GROUP_NAME_BYTES_MAX - digest.len()) + &digest;
+    }
+    Concurrency { group: name, cancel_in_progress, queue_all }
+}
+
+fn submission<'a>(
+    parsed: &'a Parsed,
+    github: &'a serde_json::Value,
+    cancelled: bool,
+) -> steading_pipeline::Submission<'a> {
+    steading_pipeline::Submission {
+        pipeline: &parsed.pipeline,
+        source: &parsed.submission.source,
+        github,
+        inputs: &parsed.inputs,
+        vars: &parsed.vars,
+        env: &parsed.env,
+        cancelled,
     }
 }
 

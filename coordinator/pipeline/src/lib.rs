@@ -15,6 +15,7 @@ mod plan;
 pub use diagnostic::Diagnostic;
 pub use parse::{Parsed, parse};
 pub use pipeline::{
-    Defaults, EventFilter, Input, InputKind, Job, Need, Node, Pipeline, RunsOn, Strategy, Trigger,
+    Concurrency, Defaults, EventFilter, Input, InputKind, Job, Need, Node, Pipeline, RunsOn,
+    Strategy, Trigger,
 };
-pub use plan::{Plan, PlannedJob, Submission, Verdict, plan};
+pub use plan::{Group, Plan, PlannedJob, Submission, Verdict, plan, run_group};

@@ -1,6 +1,6 @@
 //! A pipeline as it was parsed and validated.
 
-use steading_model::Resources;
+use steading_model::{Resources, Spot};
 
 use crate::job::{EnvLayer, StepSpec, Text};
 
@@ -18,6 +18,7 @@ pub struct Pipeline {
     pub jobs: Vec<Job>,
     /// Larger first; 0 unless said.
     pub priority: i32,
+    pub concurrency: Option<Concurrency>,
 }
 
 impl Pipeline {
@@ -40,6 +41,15 @@ impl Pipeline {
     pub fn inputs(&self, event: &str) -> &[Input] {
         self.on.iter().find(|trigger| trigger.event == event).map_or(&[], |t| &t.inputs)
     }
+}
+
+/// `concurrency:`. The group's expression may also give an object of these fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Concurrency {
+    pub group: Text,
+    pub cancel_in_progress: Option<Text>,
+    /// `queue: max`: all who wait stay in line.
+    pub queue_all: bool,
 }
 
 /// One event under `on:`.
@@ -108,6 +118,12 @@ pub struct Job {
     pub steps: Vec<StepSpec>,
     pub resources: Resources,
     pub priority: Option<i32>,
+    pub concurrency: Option<Concurrency>,
+    pub spot: Option<Spot>,
+    /// By when the job should have ended, milliseconds from when it could start.
+    pub deadline_ms: Option<u64>,
+    /// How often the job is tried again after a failure of its own.
+    pub retries: Option<u32>,
     pub line: u32,
     pub column: u32,
 }

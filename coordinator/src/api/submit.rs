@@ -110,6 +110,8 @@ fn prepare(
             planned.jobs.len()
         )));
     }
+    let concurrency =
+        planner::run_concurrency(&parsed, request_id.as_str()).map_err(Status::invalid_argument)?;
     let document = parsed.submission.to_bytes();
     let blobs = sealed.as_deref().into_iter().chain([document.as_slice()]);
     let digests = documents.put_many(blobs).map_err(|error| internal(&error))?;
@@ -121,7 +123,7 @@ fn prepare(
         submission: digest,
         dialect: DIALECT.to_owned(),
         priority: parsed.pipeline.priority,
-        concurrency: None,
+        concurrency,
     };
     let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
     documents.know_submission(digest, Arc::new(parsed));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use steading_model::Resources;
+use steading_model::{Resources, Spot};
 
 use super::job::ParsedJob;
 use super::names::list;
@@ -13,8 +13,14 @@ use crate::expression::{Value, fold_case};
 use crate::job::{CacheSpec, StepKind, StepSpec};
 use crate::pipeline::Pipeline;
 
-/// Recognised where the extension stands, but not built.
-const LATER: &[&str] = &["spot", "retry", "deadline"];
+/// What a pipeline may say for its jobs, and each job for itself.
+const JOB_KEYS: &[&str] = &["priority", "resources", "spot", "deadline", "retry"];
+
+/// Recognised elsewhere, but not here.
+const STEP_KEYS: &[&str] = &["cache", "mounts"];
+
+/// Most retries that a job may ask for.
+const RETRIES_MAX: u32 = 10;
 
 /// How long a result is believed that was made with the network, unless said, seconds.
 const NETWORK_MAX_AGE_S: u64 = 24 * 3_600;
@@ -29,10 +35,18 @@ pub(super) fn apply_to_pipeline(
     pipeline: &mut Pipeline,
     jobs: &mut [ParsedJob],
 ) {
-    let known = ["priority", "resources"];
-    let later = [LATER, &["cache", "mounts"]].concat();
-    let Some(fields) = reader.fields(node, "`x-steading`", &known, &later) else { return };
-    if let Some(priority) = priority(reader, &fields) {
+    let Some(fields) = reader.fields(node, "`x-steading`", JOB_KEYS, STEP_KEYS) else { return };
+    apply_pipeline_fields(reader, &fields, pipeline, jobs);
+}
+
+/// What the pipeline says is for those jobs that say nothing.
+fn apply_pipeline_fields(
+    reader: &mut Reader<'_>,
+    fields: &Fields<'_>,
+    pipeline: &mut Pipeline,
+    jobs: &mut [ParsedJob],
+) {
+    if let Some(priority) = priority(reader, fields) {
         pipeline.priority = priority;
     }
     if let Some(node) = fields.get("resources") {
@@ -41,15 +55,18 @@ pub(super) fn apply_to_pipeline(
             job.job.resources = default;
         }
     }
+    let (spot, deadline_ms) = (spot(reader, fields), deadline_ms(reader, fields));
+    let retries = retries(reader, fields);
+    for ParsedJob { job, .. } in jobs {
+        job.spot = job.spot.or(spot);
+        job.deadline_ms = job.deadline_ms.or(deadline_ms);
+        job.retries = job.retries.or(retries);
+    }
 }
 
 /// Applies `x-steading` of a job.
 pub(super) fn apply_to_job(reader: &mut Reader<'_>, node: &Node, job: &mut ParsedJob) {
-    let later = [LATER, &["cache", "mounts"]].concat();
-    let Some(fields) = reader.fields(node, "`x-steading`", &["priority", "resources"], &later)
-    else {
-        return;
-    };
+    let Some(fields) = reader.fields(node, "`x-steading`", JOB_KEYS, STEP_KEYS) else { return };
     apply_job_fields(reader, &fields, job);
 }
 
@@ -60,11 +77,45 @@ fn apply_job_fields(reader: &mut Reader<'_>, fields: &Fields<'_>, job: &mut Pars
     if let Some(node) = fields.get("resources") {
         job.job.resources = resources(reader, node, job.job.resources);
     }
+    job.job.spot = spot(reader, fields).or(job.job.spot);
+    job.job.deadline_ms = deadline_ms(reader, fields).or(job.job.deadline_ms);
+    job.job.retries = retries(reader, fields).or(job.job.retries);
+}
+
+fn spot(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<Spot> {
+    let node = fields.get("spot")?;
+    let all = [Spot::Prefer, Spot::Only, Spot::Never];
+    let text = node.text().unwrap_or_default();
+    let found = all.into_iter().find(|spot| spot.as_str() == text);
+    if found.is_none() {
+        reader.wanted(node, "`spot`", "`prefer`, `only` or `never`");
+    }
+    found
+}
+
+fn deadline_ms(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<u64> {
+    let node = fields.get("deadline")?;
+    let seconds = node.text().as_deref().and_then(duration_s);
+    let ms = seconds.and_then(|seconds| seconds.checked_mul(1_000));
+    if ms.is_none() {
+        reader.error(node.place, "`deadline` is a time: `30m`, `24h` or `7d`");
+    }
+    ms
+}
+
+fn retries(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<u32> {
+    let node = fields.get("retry")?;
+    let number: Option<u32> = node.text().and_then(|text| text.parse().ok());
+    let retries = number.filter(|number| *number <= RETRIES_MAX);
+    if retries.is_none() {
+        reader.error(node.place, format!("`retry` is a whole number from 0 to {RETRIES_MAX}"));
+    }
+    retries
 }
 
 /// Applies `x-steading` of a step.
 pub(super) fn apply_to_step(reader: &mut Reader<'_>, node: &Node, step: &mut StepSpec) {
-    let later = [LATER, &["mounts", "priority", "resources"]].concat();
+    let later = [JOB_KEYS, &["mounts"]].concat();
     let Some(fields) = reader.fields(node, "`x-steading`", &["cache"], &later) else { return };
     if let Some(node) = fields.get("cache") {
         step.cache = cache(reader, node);
@@ -258,17 +309,15 @@ pub(super) fn apply_overlay(
         if !is_same_file(&name, file) {
             continue;
         }
-        let known = ["jobs", "priority", "resources"];
-        let later = [LATER, &["cache", "mounts"]].concat();
-        let Some(fields) = reader.fields(section, "the overlay", &known, &later) else { continue };
-        if let Some(priority) = priority(reader, &fields) {
-            pipeline.priority = priority;
-        }
+        let known = [JOB_KEYS, &["jobs"]].concat();
+        let fields = reader.fields(section, "the overlay", &known, STEP_KEYS);
+        let Some(fields) = fields else { continue };
         if let Some(node) = fields.get("jobs") {
             for (key, section) in reader.mapping(node, "`jobs`").unwrap_or(&[]) {
                 overlay_job(reader, key, section, jobs);
             }
         }
+        apply_pipeline_fields(reader, &fields, pipeline, jobs);
     }
 }
 
@@ -286,11 +335,9 @@ fn overlay_job(reader: &mut Reader<'_>, key: &Node, section: &Node, jobs: &mut [
         reader.error(key.place, format!("the overlay's job `{name}` is not in the pipeline"));
         return;
     };
-    let known = ["steps", "priority", "resources"];
-    let later = [LATER, &["cache", "mounts"]].concat();
-    let Some(fields) = reader.fields(section, "a job of the overlay", &known, &later) else {
-        return;
-    };
+    let known = [JOB_KEYS, &["steps"]].concat();
+    let fields = reader.fields(section, "a job of the overlay", &known, STEP_KEYS);
+    let Some(fields) = fields else { return };
     apply_job_fields(reader, &fields, job);
     let Some(steps) = fields.get("steps") else { return };
     for (key, section) in reader.mapping(steps, "`steps`").unwrap_or(&[]) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::allowed;
+use super::concurrency;
 use super::extension;
 use super::lint;
 use super::names::list;
@@ -77,15 +78,15 @@ pub(super) fn read(reader: &mut Reader<'_>, key: &Node, node: &Node) -> Option<P
         continue_on_error: fields
             .get("continue-on-error")
             .and_then(|node| reader.bool_text(node, "`continue-on-error`", allowed::JOB)),
+        concurrency: fields
+            .get("concurrency")
+            .and_then(|node| concurrency::read(reader, node, allowed::JOB)),
         line: key.place.line,
         column: key.place.column,
         ..Job::default()
     };
     if let Some(node) = fields.get("permissions") {
         permissions(reader, node);
-    }
-    if let Some(node) = fields.get("concurrency") {
-        concurrency(reader, node, allowed::JOB);
     }
     let mut parsed = ParsedJob { job, steps, env_secrets };
     if let Some(node) = fields.get("x-steading") {
@@ -361,49 +362,5 @@ pub(super) fn permissions(reader: &mut Reader<'_>, node: &Node) {
             let hint = format!("want {}", list(levels.iter().copied()));
             reader.error_with(node.place, message, hint);
         }
-    }
-}
-
-/// Checks `concurrency:`. What only cancels older runs may be left undone: no
-/// result depends on it. Everything else makes runs wait for each other, which is not built.
-pub(super) fn concurrency(reader: &mut Reader<'_>, node: &Node, allowed: allowed::Allowed) {
-    let errors = reader.errors.len();
-    let mut cancels = false;
-    if let Kind::Mapping(_) = node.kind {
-        let known = ["group", "cancel-in-progress", "queue"];
-        let Some(fields) = reader.fields(node, "`concurrency`", &known, &[]) else { return };
-        match fields.get("group") {
-            Some(node) => {
-                reader.full_text(node, "`group`", allowed);
-            }
-            None => reader.error(node.place, "`group` is missing in `concurrency`"),
-        }
-        if let Some(node) = fields.get("cancel-in-progress") {
-            reader.bool_text(node, "`cancel-in-progress`", allowed);
-            cancels = matches!(node.kind, Kind::Scalar { value: Value::Bool(true), .. });
-        }
-        if let Some(node) = fields.get("queue")
-            && !matches!(node.text().as_deref(), Some("single" | "max"))
-        {
-            reader.wanted(node, "`queue`", "`single` or `max`");
-        }
-    } else {
-        reader.full_text(node, "`concurrency`", allowed);
-    }
-    if reader.errors.len() > errors {
-        return;
-    }
-    if cancels {
-        reader.warning(
-            node.place,
-            "`concurrency` has no effect yet: an older run of the group is not cancelled",
-            "nothing that this run gives depends on it",
-        );
-    } else {
-        reader.error_with(
-            node.place,
-            "`concurrency` without `cancel-in-progress: true` is not supported yet",
-            "runs of the group would not wait for each other",
-        );
     }
 }

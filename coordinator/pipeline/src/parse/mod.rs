@@ -1,6 +1,7 @@
 //! From bytes to a [`Pipeline`]: YAML, then every key by name, then what spans keys.
 
 mod allowed;
+mod concurrency;
 mod extension;
 mod graph;
 mod job;
@@ -145,9 +146,9 @@ fn workflow(reader: &mut Reader<'_>, root: &Node) -> (Pipeline, Vec<ParsedJob>, 
     if let Some(node) = fields.get("permissions") {
         job::permissions(reader, node);
     }
-    if let Some(node) = fields.get("concurrency") {
-        job::concurrency(reader, node, allowed::WORKFLOW);
-    }
+    pipeline.concurrency = fields
+        .get("concurrency")
+        .and_then(|node| concurrency::read(reader, node, allowed::WORKFLOW));
     let mut jobs = jobs(reader, &fields);
     if let Some(node) = fields.get("x-steading") {
         extension::apply_to_pipeline(reader, node, &mut pipeline, &mut jobs);

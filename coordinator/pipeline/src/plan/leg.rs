@@ -59,6 +59,10 @@ impl<'a> Planner<'a> {
             max_parallel: 0,
             continue_on_error: false,
             priority: job.priority.unwrap_or(self.submission.pipeline.priority),
+            spot: job.spot,
+            deadline_ms: job.deadline_ms.unwrap_or(0),
+            retries: job.retries.unwrap_or(0),
+            concurrency: None,
             verdict,
         }
     }
@@ -140,6 +144,10 @@ impl<'a> Planner<'a> {
         };
         let name = self.name(job, &contexts, matrix)?;
         let labels = self.labels(job, &contexts)?;
+        let concurrency = match &job.concurrency {
+            Some(wants) => self.group(wants, &contexts)?,
+            None => None,
+        };
         let spec = JobSpec {
             dialect: DIALECT.to_owned(),
             file: self.file().to_owned(),
@@ -157,7 +165,8 @@ impl<'a> Planner<'a> {
             timeout_ms: (minutes * 60_000.0) as u64,
         };
         let verdict = Verdict::Run(Box::new(spec));
-        Ok(PlannedJob { name, labels, continue_on_error, ..self.decided(job, verdict) })
+        let decided = self.decided(job, verdict);
+        Ok(PlannedJob { name, labels, continue_on_error, concurrency, ..decided })
     }
 
     fn spec_contexts(
@@ -243,17 +252,22 @@ impl<'a> Planner<'a> {
         Ok(labels)
     }
 
-    fn file(&self) -> &str {
+    pub(super) fn file(&self) -> &str {
         &self.submission.pipeline.file
     }
 
-    fn value(&self, what: &str, text: &Text, contexts: &Contexts) -> Result<Value, String> {
+    pub(super) fn value(
+        &self,
+        what: &str,
+        text: &Text,
+        contexts: &Contexts,
+    ) -> Result<Value, String> {
         interpolate(&text.value, contexts, &Nothing)
             .map_err(|error| format!("{}: `{what}`: {error}", place(self.file(), text)))
     }
 
     /// `None` where the expression comes to nothing.
-    fn boolean(
+    pub(super) fn boolean(
         &self,
         what: &str,
         text: &Text,

@@ -1,5 +1,6 @@
 //! From a pipeline and the results so far to the jobs to create next.
 
+mod concurrency;
 mod leg;
 mod matrix;
 mod results;
@@ -7,11 +8,12 @@ mod results;
 use std::collections::{BTreeMap, BTreeSet};
 
 use steading_model::limits::JOBS_PER_RUN_MAX;
-use steading_model::{Conclusion, Resources};
+use steading_model::{Conclusion, Resources, Spot};
 
-use crate::expression;
+use crate::expression::{self, Value};
 use crate::job::{EndedJob, JobSpec};
 use crate::pipeline::{Job, Pipeline};
+pub use concurrency::Group;
 use leg::{Planner, place};
 use results::{Ancestors, Results};
 
@@ -56,6 +58,12 @@ pub struct PlannedJob {
     pub max_parallel: u32,
     pub continue_on_error: bool,
     pub priority: i32,
+    pub spot: Option<Spot>,
+    /// By when it should have ended, milliseconds from when it could start; 0 is no deadline.
+    pub deadline_ms: u64,
+    /// How often it is tried again after a failure of its own.
+    pub retries: u32,
+    pub concurrency: Option<Group>,
     pub verdict: Verdict,
 }
 
@@ -107,6 +115,18 @@ pub fn plan(
         }
     }
     Plan { jobs, complete: open.is_empty() }
+}
+
+/// The concurrency group of the whole run. `github` must tell runs apart wherever the
+/// pipeline does, or they would share what each means to have for itself.
+///
+/// # Errors
+///
+/// What is wrong with `concurrency`, with its place.
+pub fn run_group(submission: &Submission<'_>) -> Result<Option<Group>, String> {
+    let Some(wants) = &submission.pipeline.concurrency else { return Ok(None) };
+    let planner = Planner::new(submission);
+    planner.group(wants, &planner.contexts(&Value::Null))
 }
 
 /// The legs of a job whose needs have ended; at least one.

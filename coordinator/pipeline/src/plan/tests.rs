@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 use steading_model::Conclusion;
 
-use super::{Plan, PlannedJob, Submission, Verdict, plan};
+use super::{Group, Plan, PlannedJob, Submission, Verdict, plan, run_group};
 use crate::job::{EndedJob, StepKind};
 use crate::parse;
 
@@ -238,6 +238,57 @@ jobs:
 }
 
 #[test]
+fn groups_are_named_by_expressions() {
+    for (concurrency, wanted) in [
+        ("Deploy", Ok(("deploy", false, false))),
+        (
+            "{group: 'x-${{ github.ref }}', cancel-in-progress: true}",
+            Ok(("x-refs/heads/main", true, false)),
+        ),
+        ("{group: g, cancel-in-progress: \"${{ github.ref == 'x' }}\"}", Ok(("g", false, false))),
+        ("{group: g, queue: max}", Ok(("g", false, true))),
+        (
+            "\"${{ fromJSON('{\\\"group\\\": 7, \\\"cancel-in-progress\\\": true}') }}\"",
+            Ok(("7", true, false)),
+        ),
+        ("'${{ github.nothing }}'", Ok(("", false, false))),
+        (
+            "{group: g, cancel-in-progress: '${{ github.ref }}'}",
+            Err("ci.yml:2:45: `cancel-in-progress` is `refs/heads/main`, want `true` or `false`"),
+        ),
+    ] {
+        let text = format!(
+            "on: push\nconcurrency: {concurrency}\njobs: {{a: {{runs-on: x, steps: []}}}}\n"
+        );
+        let mut story = Story::new(&text);
+        let group = story.with_submission(run_group);
+        let group = group.as_ref().map(|group| match group {
+            Some(Group { name, cancel_in_progress, queue_all }) => {
+                (name.as_str(), *cancel_in_progress, *queue_all)
+            }
+            None => ("", false, false),
+        });
+        assert_eq!(group.map_err(String::as_str), wanted, "{concurrency}");
+    }
+}
+
+#[test]
+fn a_jobs_group_may_name_its_matrix() {
+    let plan = first_plan(
+        "on: push
+jobs:
+  a:
+    runs-on: x
+    strategy: {matrix: {on: [A, B]}}
+    concurrency: 'g-${{ matrix.on }}'
+    steps: []
+",
+    );
+    let groups = plan.jobs.iter().map(|job| job.concurrency.as_ref().map(|group| &*group.name));
+    assert_eq!(groups.collect::<Vec<_>>(), [Some("g-a"), Some("g-b")]);
+}
+
+#[test]
 fn a_spec_holds_what_the_agent_needs() {
     let plan = first_plan(
         "on: push
@@ -368,8 +419,8 @@ impl Story {
         self.ended.insert(key.to_owned(), vec![ended]);
     }
 
-    fn plan(&mut self) -> Plan {
-        let submission = Submission {
+    fn with_submission<T>(&mut self, then: impl FnOnce(&Submission<'_>) -> T) -> T {
+        then(&Submission {
             pipeline: &self.pipeline,
             source: "00/0",
             github: &json!({"ref": "refs/heads/main"}),
@@ -377,8 +428,12 @@ impl Story {
             vars: &json!({}),
             env: &[("G".to_owned(), "${{ it's }}".to_owned())],
             cancelled: self.cancelled,
-        };
-        let plan = plan(&submission, &self.ended, &self.created);
+        })
+    }
+
+    fn plan(&mut self) -> Plan {
+        let (ended, created) = (self.ended.clone(), self.created.clone());
+        let plan = self.with_submission(|submission| plan(submission, &ended, &created));
         for job in &plan.jobs {
             self.created.insert(job.key.clone());
             // As the core has it: what never runs has ended.

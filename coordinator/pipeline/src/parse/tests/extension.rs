@@ -138,10 +138,6 @@ fn dubious_things_are_warned_of() {
             "    steps: [{run: x, if: steps.b.outcome}]\n",
             "ci.yml:5:26: warning: `steps.b` is always empty: no step has the id `b` (give the step that is meant an `id`)",
         ),
-        (
-            "    concurrency: {group: x, cancel-in-progress: true}\n    steps: []\n",
-            "ci.yml:5:18: warning: `concurrency` has no effect yet: an older run of the group is not cancelled (nothing that this run gives depends on it)",
-        ),
     ] {
         let text = format!("on: push\njobs:\n  a:\n    runs-on: x\n{job}");
         let warnings = parse("ci.yml", text.as_bytes(), None).unwrap().warnings;
@@ -170,4 +166,37 @@ proptest! {
         }
         drop(parse("ci.yml", text.as_bytes(), None));
     }
+}
+
+#[test]
+fn concurrency_and_scheduling_are_read_or_refused_with_their_place() {
+    let text =
+        |job: &str| format!("on: push\njobs:\n  a:\n    runs-on: x\n    {job}\n    steps: []\n");
+    for (job, wanted) in [
+        ("concurrency: ''", "5:18: `concurrency` is empty"),
+        (
+            "concurrency: {}",
+            "5:18: `group` is missing in `concurrency` (`group: NAME` says who waits for whom)",
+        ),
+        (
+            "concurrency: {group: g, queue: two}",
+            "5:36: `queue` is a string, want `single` or `max`",
+        ),
+        (
+            "concurrency: {group: g, queue: max, cancel-in-progress: true}",
+            "5:36: `queue: max` contradicts `cancel-in-progress: true` (where everybody goes on in turn, nobody is cancelled)",
+        ),
+        ("x-steading: {spot: yes}", "5:24: `spot` is a string, want `prefer`, `only` or `never`"),
+        ("x-steading: {deadline: soon}", "5:28: `deadline` is a time: `30m`, `24h` or `7d`"),
+        ("x-steading: {retry: 11}", "5:25: `retry` is a whole number from 0 to 10"),
+    ] {
+        let errors = parse("ci.yml", text(job).as_bytes(), None).unwrap_err();
+        assert_eq!(errors[0].to_string(), format!("ci.yml:{wanted}"), "{job}");
+    }
+    let text =
+        text("x-steading: {spot: never, retry: 2}") + "x-steading: {spot: prefer, deadline: 2h}\n";
+    let parsed = parse("ci.yml", text.as_bytes(), None).unwrap();
+    let job = &parsed.pipeline.jobs[0];
+    let never = Some(steading_model::Spot::Never);
+    assert_eq!((job.spot, job.deadline_ms, job.retries), (never, Some(7_200_000), Some(2)));
 }
