@@ -96,7 +96,7 @@ impl Effects {
 
     fn route(&self, effect: Effect) {
         match effect {
-            Effect::Admitted { .. } => (),
+            Effect::Admitted { .. } | Effect::Redeemed { .. } => (),
             Effect::Registered { agent, incarnation } => {
                 self.sessions.registered(agent, incarnation);
             }

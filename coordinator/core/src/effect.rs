@@ -2,7 +2,7 @@
 //! idempotent, and derived again by `State::outstanding` for a new leader.
 //! Some also carry the answer that the proposer waits for.
 
-use steading_model::{AgentId, Digest, Incarnation, JobId, ProjectName, RunId};
+use steading_model::{AgentId, Digest, Incarnation, JobId, ProjectName, Role, RunId};
 
 use crate::proposal::{Lease, Resolution};
 
@@ -13,6 +13,8 @@ pub enum Effect {
     Admitted { run: RunId, repeated: bool },
     /// Answer to `RegisterAgent`.
     Registered { agent: AgentId, incarnation: Incarnation },
+    /// Answer to `RedeemToken`: who the joiner is from now on.
+    Redeemed { role: Role, name: String },
     /// There may be work that can be placed.
     Dispatch,
     /// Offer this lease to its agent.
@@ -98,4 +100,22 @@ pub enum Rejection {
     ReplicaDiffers,
     #[error("replica is the last one of the group")]
     ReplicaLast,
+    #[error("token is not known")]
+    TokenUnknown,
+    #[error("another token has this id")]
+    TokenDiffers,
+    #[error("token is over")]
+    TokenExpired,
+    #[error("token was used as often as it may be")]
+    TokenUsedUp,
+    #[error("token is bound to another name")]
+    TokenName,
+    #[error("name has other characters than letters, digits, `-`, `_` and `.`")]
+    MemberName,
+    #[error("name belongs to another key")]
+    MemberDiffers,
+    #[error("it was denied to the cluster")]
+    Denied,
+    #[error("it is not denied")]
+    NotDenied,
 }

@@ -7,6 +7,7 @@ use steading_model::RunId;
 use steading_model::codec::{Decode, DecodeError, Encode};
 
 use crate::group::Group;
+use crate::identity::{Authority, Denial, Enrolled, Token};
 use crate::replica::Replica;
 use crate::rows::{Agent, Answered, Artifact, Claim, Job, Matrix, Run, Waiter};
 use crate::state::{Meta, State};
@@ -65,6 +66,7 @@ impl State {
             .chain(self.artifacts.encoded())
             .chain(self.replicas.encoded())
             .chain(self.groups.encoded())
+            .chain(self.identities.encoded())
     }
 
     /// The state that has these rows, in any order; the empty one for none.
@@ -112,6 +114,10 @@ impl State {
             Artifact::TABLE => self.artifacts.load(key, row),
             Replica::TABLE => self.replicas.load(key, row),
             Group::TABLE => self.groups.load(key, row),
+            Authority::TABLE => self.identities.authorities.load(key, row),
+            Token::TABLE => self.identities.tokens.load(key, row),
+            Denial::TABLE => self.identities.denied.load(key, row),
+            Enrolled::TABLE => self.identities.members.load(key, row),
             _ => return Err(ImageError::Table(Some(table))),
         };
         read(table, outcome)
@@ -131,7 +137,9 @@ impl State {
         check(&self.runs, |key, row| *key == row.id)?;
         check(&self.jobs, |key, row| *key == row.id)?;
         check(&self.agents, |key, row| *key == row.id)?;
-        check(&self.replicas, |key, row| *key == row.id)
+        check(&self.replicas, |key, row| *key == row.id)?;
+        check(&self.identities.authorities, |key, row| *key == row.storage_id)?;
+        check(&self.identities.tokens, |key, row| *key == row.definition.id)
     }
 
     fn build_index(&mut self) -> Result<(), ImageError> {

@@ -9,6 +9,7 @@ mod artifact;
 mod claim;
 mod effect;
 mod group;
+mod identity;
 mod image;
 mod index;
 mod invariants;
@@ -31,6 +32,7 @@ mod tests;
 
 pub use effect::{Effect, Rejection};
 pub use group::{Group, GroupKey, Member};
+pub use identity::{Authority, Denial, Enrolled, NewToken, Token, serial_subject, subject};
 pub use image::ImageError;
 pub use proposal::{
     Assignment, Concurrency, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,

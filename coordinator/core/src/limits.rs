@@ -9,6 +9,14 @@ pub(crate) const REQUESTS_FORGOTTEN_MAX: usize = 64;
 
 pub(crate) const REQUEST_IDS_MAX: usize = if cfg!(test) { 8 } else { limits::REQUEST_IDS_MAX };
 
+pub(crate) const AUTHORITIES_MAX: usize = if cfg!(test) { 4 } else { limits::AUTHORITIES_MAX };
+
+pub(crate) const TOKENS_MAX: usize = if cfg!(test) { 3 } else { limits::TOKENS_MAX };
+
+pub(crate) const DENIED_MAX: usize = if cfg!(test) { 3 } else { limits::DENIED_MAX };
+
+pub(crate) const MEMBERS_MAX: usize = if cfg!(test) { 3 } else { limits::MEMBERS_MAX };
+
 pub(crate) const REPLICAS_MAX: usize = if cfg!(test) { 4 } else { limits::REPLICAS_MAX };
 
 pub(crate) const AGENTS_MAX: usize = if cfg!(test) { 4 } else { limits::AGENTS_MAX };

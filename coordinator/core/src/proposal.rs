@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use steading_model::codec::{record, variants};
 use steading_model::{
     AgentId, Conclusion, Digest, Epoch, FailureClass, Incarnation, JobId, Principal, ProjectName,
-    Provisioning, RequestId, Resources, RunId, Spot, StepCounts, Work,
+    Provisioning, RequestId, Resources, Role, RunId, Spot, StepCounts, Work,
 };
+
+use crate::identity::NewToken;
 
 /// Everything that can happen to the farm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +66,21 @@ pub enum Proposal {
     /// Somebody wants the member out of the group: raft's configuration follows.
     /// `force`: also where that makes the number of voters even.
     RemoveReplica { replica: u64, force: bool },
+    /// A join token. Its secret stays with who asked for it.
+    CreateToken { token: NewToken },
+    /// Nobody joins with it any more.
+    RevokeToken { id: String },
+    /// Somebody with a key wants to join. `secret`: SHA-256 of what the joiner said;
+    /// `key`: of its public key. Repeated for the same key, it is answered again.
+    RedeemToken { id: String, secret: [u8; 32], key: [u8; 32], name: String },
+    /// A member gets a new certificate for its key.
+    RenewMember { role: Role, name: String, key: [u8; 32] },
+    /// The CA of a coordinator, DER, and those above it.
+    AddAuthority { storage_id: String, certificate: Vec<u8>, ancestors: Vec<Vec<u8>> },
+    /// Nobody believes `subject` any more: see [`crate::subject`].
+    Deny { subject: String, reason: String, by: Principal },
+    /// Takes a denial back.
+    Allow { subject: String },
 }
 
 variants! { Proposal {
@@ -84,6 +101,13 @@ variants! { Proposal {
     24 = AdmitReplica { storage_id, endpoint, level },
     25 = UpdateReplica { replica, storage_id, endpoint, level },
     26 = RemoveReplica { replica, force },
+    30 = CreateToken { token },
+    31 = RevokeToken { id },
+    32 = RedeemToken { id, secret, key, name },
+    33 = RenewMember { role, name, key },
+    34 = AddAuthority { storage_id, certificate, ancestors },
+    36 = Deny { subject, reason, by },
+    37 = Allow { subject },
 } }
 
 /// Makes a client's mutation idempotent: (project, principal, id) has one effect.

@@ -123,6 +123,7 @@ impl State {
         }
         let forced = known.forced || force;
         let row = Replica { removed: true, forced, version: turn.version, ..known.clone() };
+        self.retire_authority(turn, &row.storage_id);
         self.replicas.set(&id, Some(Arc::new(row)));
         Ok(())
     }

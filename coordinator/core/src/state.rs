@@ -9,6 +9,7 @@ use steading_model::{AgentId, Epoch, JobId, RunId, Timestamp};
 
 use crate::effect::{Effect, Rejection};
 use crate::group::{Group, Step};
+use crate::identity::Identities;
 use crate::index::Index;
 use crate::proposal::Proposal;
 use crate::replica::Replica;
@@ -32,6 +33,7 @@ pub struct State {
     pub(crate) artifacts: Table<Artifact>,
     pub(crate) replicas: Table<Replica>,
     pub(crate) groups: Table<Group>,
+    pub(crate) identities: Identities,
     pub(crate) index: Index,
     /// What was written since the image was last told.
     pub(crate) unsaved: Unsaved,
@@ -172,6 +174,17 @@ impl State {
                 self.update_replica(turn, replica, storage_id, endpoint, level)
             }
             Proposal::RemoveReplica { replica, force } => self.remove_replica(turn, replica, force),
+            Proposal::CreateToken { token } => self.create_token(turn, token),
+            Proposal::RevokeToken { id } => self.revoke_token(&id),
+            Proposal::RedeemToken { id, secret, key, name } => {
+                self.redeem_token(turn, &id, secret, key, name)
+            }
+            Proposal::RenewMember { role, name, key } => self.renew_member(turn, role, &name, key),
+            Proposal::AddAuthority { storage_id, certificate, ancestors } => {
+                self.add_authority(turn, storage_id, certificate, ancestors)
+            }
+            Proposal::Deny { subject, reason, by } => self.deny(turn, subject, &reason, by),
+            Proposal::Allow { subject } => self.allow(&subject),
         }
     }
 
@@ -206,6 +219,7 @@ impl State {
         self.artifacts.commit(writes);
         self.replicas.commit(writes);
         self.groups.commit(writes);
+        self.identities.commit(writes);
     }
 
     /// Puts back what the proposal wrote, the indices with it.
@@ -248,6 +262,7 @@ impl State {
         for (key, row) in self.groups.take_journal() {
             self.groups.restore(&key, row);
         }
+        self.identities.undo();
     }
 
     fn is_startable(&self, job: &Option<Arc<Job>>) -> bool {

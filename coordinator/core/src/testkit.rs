@@ -296,6 +296,7 @@ impl Stage {
             Effect::Admitted { run, repeated: false } => run.to_string(),
             Effect::Admitted { run, repeated: true } => format!("{run} again"),
             Effect::Registered { agent, incarnation } => format!("{agent} {incarnation}"),
+            Effect::Redeemed { role, name } => format!("{role}/{name}"),
             Effect::Dispatch => "dispatch".into(),
             Effect::Offer { agent, lease, .. } => {
                 format!("offer {} {agent} {}", l(lease), lease.work)

@@ -26,6 +26,12 @@ impl From<ProposeError> for Status {
 fn rejected(rejection: &Rejection) -> Status {
     let code = match rejection {
         Rejection::RunUnknown | Rejection::ReplicaUnknown => Code::NotFound,
+        Rejection::TokenUnknown | Rejection::TokenExpired | Rejection::Denied => {
+            Code::PermissionDenied
+        }
+        Rejection::NotDenied => Code::NotFound,
+        Rejection::MemberName => Code::InvalidArgument,
+        Rejection::TokenDiffers | Rejection::MemberDiffers => Code::AlreadyExists,
         Rejection::RequestBodyDiffers => Code::AlreadyExists,
         Rejection::RequestIdsFull | Rejection::ClaimFull => Code::ResourceExhausted,
         Rejection::Limit { .. } | Rejection::JobKeyRepeated(_) => Code::InvalidArgument,

@@ -134,3 +134,27 @@ pub const SUMMARY_BYTES_MAX: usize = 1 << 20;
 
 /// The log stream of what belongs to no step: set-up, the end of the job.
 pub const JOB_LOG_STREAM: u32 = 65_535;
+
+/// How long a member's certificate lasts, milliseconds.
+pub const CERTIFICATE_MS: u64 = 24 * 3_600_000;
+
+/// Longest life of a join token, milliseconds.
+pub const TOKEN_MS_MAX: u64 = 30 * 24 * 3_600_000;
+
+/// Most keys that one join token lets in. Each is remembered with the token.
+pub const TOKEN_USES_MAX: u32 = 500;
+
+/// Most join tokens that are not over.
+pub const TOKENS_MAX: usize = 1_000;
+
+/// Most members whose certificates may still be good.
+pub const MEMBERS_MAX: usize = 50_000;
+
+/// Most entries of the deny-list. A full one refuses instead of forgetting.
+pub const DENIED_MAX: usize = 10_000;
+
+/// Most CAs of coordinators, retired ones counted; those are forgotten first.
+pub const AUTHORITIES_MAX: usize = 64;
+
+/// Largest row of one CA, bytes: its certificate and the five above it.
+pub const AUTHORITY_BYTES_MAX: usize = 16 << 10;

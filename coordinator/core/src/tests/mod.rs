@@ -3,6 +3,7 @@
 mod agents;
 mod claims;
 mod groups;
+mod identities;
 mod image;
 mod leases;
 mod placement;
