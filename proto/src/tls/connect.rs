@@ -74,6 +74,21 @@ pub fn channel(endpoint: &str, identity: Arc<Identity>) -> Result<Channel, Chann
     dial(endpoint, move || Arc::clone(&identity.current().client))
 }
 
+/// One connection to the coordinator at `endpoint`, for those who make channels of their
+/// own.
+///
+/// # Errors
+///
+/// It cannot be reached, or one side does not believe the other.
+pub async fn dial_stream(
+    endpoint: &str,
+    identity: &Identity,
+) -> io::Result<Connection<TlsStream<TcpStream>>> {
+    let authority = authority(endpoint).map_err(io::Error::other)?;
+    let config = Arc::clone(&identity.current().client);
+    tokio::time::timeout(CONNECT_MAX, connect(&authority, config)).await?
+}
+
 /// A channel of somebody who has no certificate yet: the coordinator is believed if its
 /// CA has this key.
 ///
@@ -104,8 +119,8 @@ fn dial(
     let connector = service_fn(move |_: Uri| {
         let (authority, config) = (authority.clone(), config());
         async move {
-            let connected = tokio::time::timeout(CONNECT_MAX, connect(&authority, config)).await;
-            connected.map_err(io::Error::from).flatten().map(TokioIo::new)
+            let connected = tokio::time::timeout(CONNECT_MAX, connect(&authority, config));
+            connected.await?.map(TokioIo::new)
         }
     });
     // The connector knows where to go; this is what stands in the requests.

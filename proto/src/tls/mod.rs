@@ -19,7 +19,7 @@ mod verify;
 
 pub use accept::accept;
 pub use certificate::{CertificateError, Certified, SpkiHash};
-pub use connect::{ChannelError, authority, channel, pinned_channel};
+pub use connect::{ChannelError, authority, channel, dial_stream, pinned_channel};
 pub use connection::{Connection, Peer};
 pub use files::{FilesError, IdentityFiles};
 pub use identity::{Current, Identity, IdentityError};
