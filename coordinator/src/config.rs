@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use steading_cas::{Origin, OriginError};
 use steading_model::limits::FINISHED_RUNS_MAX;
 
 /// Smallest segment of the write-ahead log, bytes: one wave of proposals must fit.
@@ -33,6 +34,60 @@ pub struct Config {
     /// Ended runs that are still known, at most [`FINISHED_RUNS_MAX`]; the oldest go first.
     #[serde(default = "finished_runs_kept_default")]
     pub finished_runs_kept: usize,
+    /// Where blobs and results of actions are durable. None: in this coordinator's own
+    /// store, which several coordinators cannot share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_store: Option<ObjectStore>,
+}
+
+/// Where blobs are durable: exactly one of `directory` and `bucket`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectStore {
+    /// A directory that every coordinator sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+    /// `gs://NAME` or `s3://NAME`. Who we are there comes from the environment, as the
+    /// cloud's own tools have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+    /// Before every object of the bucket.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
+}
+
+impl ObjectStore {
+    /// Of what a person writes: a directory, or `gs://NAME/PREFIX` or `s3://NAME/PREFIX`.
+    pub fn from_text(text: &str) -> Self {
+        match text.split_once("://") {
+            Some((scheme, rest)) => {
+                let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                let bucket = Some(format!("{scheme}://{name}"));
+                Self { bucket, prefix: prefix.to_owned(), directory: None }
+            }
+            None => Self { directory: Some(text.into()), ..Self::default() },
+        }
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        match (&self.directory, &self.bucket) {
+            (Some(dir), None) if dir.as_os_str().is_empty() || !self.prefix.is_empty() => {
+                bail!("`object_store` wants a directory's path, and no prefix beside it")
+            }
+            (Some(_), None) => Ok(()),
+            (None, Some(url)) if url.starts_with("gs://") || url.starts_with("s3://") => Ok(()),
+            (None, Some(url)) => bail!("`object_store.bucket` is `{url}`, want gs://… or s3://…"),
+            _ => bail!("`object_store` wants either `directory` or `bucket`"),
+        }
+    }
+
+    /// Opens it. Blocks.
+    pub(crate) fn open(&self) -> Result<Origin, OriginError> {
+        match (&self.directory, &self.bucket) {
+            (Some(dir), _) => Origin::directory(dir),
+            (None, bucket) => Origin::bucket(bucket.as_deref().unwrap_or_default(), &self.prefix),
+        }
+    }
 }
 
 const fn segment_bytes_default() -> u64 {
@@ -56,7 +111,14 @@ impl Config {
             store_bytes_max: store_bytes_max_default(),
             sources_are_local: false,
             finished_runs_kept: finished_runs_kept_default(),
+            object_store: None,
         }
+    }
+
+    /// Whether other coordinators can have what this one takes. Without it a coordinator
+    /// stays alone.
+    pub const fn shares_origin(&self) -> bool {
+        self.object_store.is_some()
     }
 
     /// Reads and checks a configuration file.
@@ -84,6 +146,9 @@ impl Config {
         }
         within("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)?;
         within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)?;
+        if let Some(object_store) = &self.object_store {
+            object_store.validate()?;
+        }
         let kept = self.finished_runs_kept as u64;
         within("finished_runs_kept", kept, 1, FINISHED_RUNS_MAX as u64)
     }
@@ -112,7 +177,27 @@ mod tests {
             r#"{"data_dir": "/d", "store_bytes_max": 0}"#,
             "`store_bytes_max` is 0, want 67108864 to",
         );
+        let object_store = |value: &str| format!(r#"{{"data_dir": "/d", "object_store": {value}}}"#);
+        check(&object_store(r#"{"directory": "/o"}"#), "ok");
+        check(&object_store(r#"{"bucket": "s3://b", "prefix": "farm"}"#), "ok");
+        check(&object_store("{}"), "wants either `directory` or `bucket`");
+        check(&object_store(r#"{"bucket": "b"}"#), "is `b`, want gs://… or s3://…");
+        check(&object_store(r#"{"directory": "/o", "prefix": "p"}"#), "no prefix beside it");
         check(r#"{"data_dir": "/d", "segments": 1}"#, "unknown field `segments`");
+    }
+
+    #[test]
+    fn an_object_store_is_a_directory_or_a_bucket() {
+        for (text, directory, bucket, prefix) in [
+            ("/o", Some("/o"), None, ""),
+            ("o/p", Some("o/p"), None, ""),
+            ("s3://b", None, Some("s3://b"), ""),
+            ("gs://b/farm/one", None, Some("gs://b"), "farm/one"),
+        ] {
+            let got = ObjectStore::from_text(text);
+            assert_eq!(got.directory.as_deref(), directory.map(Path::new), "{text}");
+            assert_eq!((got.bucket.as_deref(), got.prefix.as_str()), (bucket, prefix), "{text}");
+        }
     }
 
     fn check(text: &str, want: &str) {

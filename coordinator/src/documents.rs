@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde_json::Value;
-use steading_cas::{Store, StoreError};
+use steading_cas::{Front, OriginError};
 use steading_model::{Digest, DigestFunction};
 use steading_pipeline::job::JobResult;
 use steading_pipeline::{Diagnostic, Pipeline};
@@ -39,7 +39,7 @@ pub(crate) enum DocumentError {
     #[error("{what} `{digest}` is not readable: {why}")]
     Unreadable { what: &'static str, digest: Digest, why: String },
     #[error("the store failed")]
-    Store(#[from] StoreError),
+    Store(#[from] OriginError),
     #[error("the secrets of submission `{digest}` cannot be opened")]
     Secrets {
         digest: Digest,
@@ -132,7 +132,7 @@ pub(crate) struct ResultFacts {
 /// The documents. All methods that read the store block, and say so.
 #[derive(Debug)]
 pub(crate) struct Documents {
-    store: Store,
+    front: Front,
     sealer: Sealer,
     submissions: Cache<Digest, Arc<Parsed>>,
     specs: Cache<Digest, Bytes>,
@@ -141,9 +141,9 @@ pub(crate) struct Documents {
 }
 
 impl Documents {
-    pub(crate) fn new(store: Store, sealer: Sealer) -> Self {
+    pub(crate) fn new(front: Front, sealer: Sealer) -> Self {
         Self {
-            store,
+            front,
             sealer,
             submissions: Cache::new(SUBMISSION_BYTES_MAX),
             specs: Cache::new(SPEC_BYTES_MAX),
@@ -152,20 +152,21 @@ impl Documents {
         }
     }
 
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
+    /// The store, with the origin behind it.
+    pub(crate) fn front(&self) -> &Front {
+        &self.front
     }
 
     pub(crate) fn sealer(&self) -> &Sealer {
         &self.sealer
     }
 
-    /// Puts blobs, all behind one sync. Blocks.
+    /// Puts blobs, durable when this returns. Blocks.
     pub(crate) fn put_many<'a>(
         &self,
         blobs: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<Vec<Digest>, StoreError> {
-        self.store.put_many(FUNCTION, blobs)
+    ) -> Result<Vec<Digest>, OriginError> {
+        self.front.put_many_blocking(FUNCTION, blobs)
     }
 
     /// Remembers a submission that was just put.
@@ -278,7 +279,8 @@ impl Documents {
         if digest.size > DOCUMENT_BYTES_MAX {
             return Err(DocumentError::TooLarge { what, digest: *digest });
         }
-        self.store.get(FUNCTION, digest)?.ok_or(DocumentError::Missing { what, digest: *digest })
+        let bytes = self.front.get_blocking(FUNCTION, digest)?;
+        bytes.ok_or(DocumentError::Missing { what, digest: *digest })
     }
 
     fn read_submission(&self, digest: &Digest) -> Result<Submission, DocumentError> {

@@ -14,6 +14,7 @@ use steading_model::codec::{Decode, DecodeError, Encode, Reader as Decoder};
 use steading_model::{Digest, DigestFunction};
 use steading_proto::reapi;
 
+use crate::origin::OriginError;
 use crate::store::{Store, StoreError};
 use crate::tree::{self, TreeError};
 
@@ -37,6 +38,8 @@ const USE_SAVE: Duration = Duration::from_secs(24 * 3600);
 pub enum ActionCacheError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     #[error("cannot {what} `{path}`")]
     Io {
         what: &'static str,
@@ -141,11 +144,7 @@ impl ActionCache {
         action: &Digest,
         entry: &ActionEntry,
     ) -> Result<(), ActionCacheError> {
-        let size = prost::Message::encoded_len(&entry.result);
-        if size > RESULT_BYTES_MAX {
-            let why = format!("it has {size} bytes, at most {RESULT_BYTES_MAX} are allowed");
-            return Err(ActionCacheError::Malformed(why));
-        }
+        check_size(&entry.result)?;
         self.check(function, &entry.result)?;
         let path = self.path(scope, function, action);
         self.write(&path, &encode(entry, scope, function, action))
@@ -242,6 +241,16 @@ impl ActionCache {
     }
 }
 
+/// Whether a result is no larger than any may be.
+pub(crate) fn check_size(result: &reapi::ActionResult) -> Result<(), ActionCacheError> {
+    let size = prost::Message::encoded_len(result);
+    if size > RESULT_BYTES_MAX {
+        let why = format!("it has {size} bytes, at most {RESULT_BYTES_MAX} are allowed");
+        return Err(ActionCacheError::Malformed(why));
+    }
+    Ok(())
+}
+
 /// The entries of a folder with when they were last used. A file that was left half
 /// written by a killed process counts as an old entry, and goes like one.
 fn list(folder: &Path) -> Vec<(SystemTime, PathBuf)> {
@@ -261,8 +270,9 @@ fn note_use(path: &Path) {
     let _ = fs::File::open(path).and_then(|file| old(&file));
 }
 
-/// Every blob that a result names, directly or through its trees.
-fn named_blobs(
+/// Every blob that a result names, directly or through its trees, whose messages the
+/// store must have.
+pub(crate) fn named_blobs(
     store: &Store,
     function: DigestFunction,
     result: &reapi::ActionResult,
@@ -308,7 +318,12 @@ fn named_blobs(
     Ok(named)
 }
 
-fn encode(entry: &ActionEntry, scope: &str, function: DigestFunction, action: &Digest) -> Vec<u8> {
+pub(crate) fn encode(
+    entry: &ActionEntry,
+    scope: &str,
+    function: DigestFunction,
+    action: &Digest,
+) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     scope.to_owned().encode(&mut out);
     function.as_str().to_owned().encode(&mut out);
@@ -323,7 +338,7 @@ fn encode(entry: &ActionEntry, scope: &str, function: DigestFunction, action: &D
     out
 }
 
-fn decode(
+pub(crate) fn decode(
     bytes: &[u8],
     scope: &str,
     function: DigestFunction,

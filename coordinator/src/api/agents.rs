@@ -232,10 +232,13 @@ impl AgentsService {
         let documents = Arc::clone(&self.documents);
         let covered = blocking(move || {
             let result = documents.result(&digest)?;
-            let stored = result
-                .logs
-                .iter()
-                .filter(|(_, blob)| documents.store().contains(DigestFunction::Blake3, blob));
+            let mut named: Vec<Digest> = result.logs.values().copied().collect();
+            named.push(digest);
+            let nowhere = documents.front().publish_blocking(DigestFunction::Blake3, &named)?;
+            if nowhere.contains(&digest) {
+                return Err(DocumentError::Missing { what: "job result", digest });
+            }
+            let stored = result.logs.iter().filter(|(_, blob)| !nowhere.contains(blob));
             Ok::<_, DocumentError>(stored.map(|(stream, blob)| (*stream, blob.size)).collect())
         });
         Ok(covered.await??)
@@ -298,9 +301,8 @@ impl AgentsService {
     }
 
     async fn present(&self, field: &'static str, digest: Digest) -> Result<(), Status> {
-        let documents = Arc::clone(&self.documents);
-        let there = blocking(move || documents.store().contains(DigestFunction::Blake3, &digest));
-        match there.await? {
+        let nowhere = self.documents.front().publish(DigestFunction::Blake3, vec![digest]);
+        match nowhere.await?.is_empty() {
             true => Ok(()),
             false => Err(Status::not_found(format!(
                 "`{field}` names `{digest}`, which is not in the store: put it and ask again"

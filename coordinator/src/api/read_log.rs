@@ -248,8 +248,7 @@ impl Source {
             return Ok(Vec::new());
         }
         let internal = |error: &dyn std::error::Error| Status::internal(error.to_string());
-        let file = self.documents.store().open_blob(DigestFunction::Blake3, blob);
-        let Some(file) = file.map_err(|error| internal(&error))? else {
+        let Some(file) = self.documents.front().open_blocking(DigestFunction::Blake3, blob)? else {
             return Ok(Vec::new());
         };
         let mut data = vec![0; CHUNK_BYTES];

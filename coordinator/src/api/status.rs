@@ -47,7 +47,8 @@ impl From<DocumentError> for Status {
             DocumentError::TooLarge { .. } | DocumentError::Unreadable { .. } => {
                 Self::data_loss(error.to_string())
             }
-            DocumentError::Store(_) | DocumentError::Secrets { .. } => {
+            DocumentError::Store(error) => error.into(),
+            DocumentError::Secrets { .. } => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a document failed");
                 Self::internal(error.to_string())
             }

@@ -1,11 +1,10 @@
 //! `Submit`: from a request to an admitted run.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use steading_cas::Store;
-use steading_cas::tree::{self, Entry, TreeError};
+use steading_cas::tree::{self, Entry};
+use steading_cas::{ActionCacheError, Front};
 use steading_core::{Effect, NewJob, NewRun, Proposal, Rejection, Request};
 use steading_model::limits::{JOBS_PER_PROPOSAL_MAX, JOBS_PER_RUN_MAX};
 use steading_model::{Digest, DigestFunction, Principal, RunId, Timestamp};
@@ -100,7 +99,7 @@ fn prepare(
         Parsed::new(submission).map_err(|error| Status::invalid_argument(error.to_string()))?;
     parsed.know_secrets(secrets);
     if !sources_are_local {
-        check_source(documents.store(), &source)?;
+        check_source(documents.front(), &source)?;
     }
     let planned = planner::first_plan(documents, &parsed)?;
     if planned.jobs.len() > JOBS_PER_RUN_MAX {
@@ -114,7 +113,7 @@ fn prepare(
         planner::run_concurrency(&parsed, request_id.as_str()).map_err(Status::invalid_argument)?;
     let document = parsed.submission.to_bytes();
     let blobs = sealed.as_deref().into_iter().chain([document.as_slice()]);
-    let digests = documents.put_many(blobs).map_err(|error| internal(&error))?;
+    let digests = documents.put_many(blobs)?;
     let digest = digests.last().copied().ok_or_else(|| Status::internal("nothing was stored"))?;
     let run = NewRun {
         request: Request { project, principal, id: request_id, body },
@@ -130,33 +129,25 @@ fn prepare(
     Ok(Prepared { run, planned, warnings })
 }
 
-/// Whether every blob of the source tree is here. Blocks.
-fn check_source(store: &Store, root: &Digest) -> Result<(), Status> {
-    let missing = |digest: Digest, at: &str| {
-        Status::failed_precondition(format!(
-            "blob `{digest}` of the source is missing ({at}): put it and submit again"
-        ))
+/// Whether every blob of the source tree is durable. Blocks.
+fn check_source(front: &Front, root: &Digest) -> Result<(), Status> {
+    let nowhere = match front.publish_tree_blocking(DigestFunction::Blake3, root) {
+        Ok(nowhere) => nowhere,
+        Err(ActionCacheError::Malformed(why)) => {
+            return Err(Status::invalid_argument(format!("`source_digest`: {why}")));
+        }
+        Err(error) => return Err(error.into()),
     };
-    let mut files: BTreeSet<Digest> = BTreeSet::new();
-    let mut first_missing = None;
-    let walked = tree::walk(store, root, &mut |path, entry| {
-        if let Entry::File(file) = entry
-            && first_missing.is_none()
-            && files.insert(file.digest)
-            && !store.contains(DigestFunction::Blake3, &file.digest)
-        {
-            first_missing = Some((file.digest, path.to_owned()));
-        }
+    let Some(first) = nowhere.first() else { return Ok(()) };
+    let mut at = None;
+    let walked = tree::walk(front.store(), root, &mut |path, entry| match entry {
+        Entry::File(file) if at.is_none() && file.digest == *first => at = Some(path.to_owned()),
+        _ => (),
     });
-    match (walked, first_missing) {
-        (Ok(()), None) => Ok(()),
-        (Ok(()), Some((digest, path))) => Err(missing(digest, &path)),
-        (Err(TreeError::Missing(digest)), _) => Err(missing(digest, "a directory")),
-        (Err(error @ TreeError::Malformed { .. }), _) => {
-            Err(Status::invalid_argument(format!("`source_digest`: {error}")))
-        }
-        (Err(error), _) => Err(Status::internal(error.to_string())),
-    }
+    let at = at.filter(|_| walked.is_ok()).unwrap_or_else(|| "a directory".to_owned());
+    Err(Status::failed_precondition(format!(
+        "blob `{first}` of the source is missing ({at}): put it and submit again"
+    )))
 }
 
 /// Proposes the run, a large one in chunks. A repetition goes on where the first try

@@ -1,27 +1,28 @@
 //! The `ActionCache` service.
 
-use steading_model::DigestFunction;
 use steading_model::limits::BATCH_BYTES_MAX;
+use steading_model::{Digest, DigestFunction};
 use steading_proto::reapi;
 use steading_proto::reapi::action_cache_server::ActionCache as Service;
 use tonic::{Request, Response, Status};
 
 use super::{check_instance, function_of, required};
-use crate::actions::{ActionCache, ActionEntry};
+use crate::actions::ActionEntry;
 use crate::blobs::off_thread;
 use crate::client::now_ms;
+use crate::front::Front;
 use crate::store::{Store, StoreError};
 use crate::tree::wire_digest;
 
 /// Results of actions, each in the scope that its instance name says.
 #[derive(Clone, Debug)]
 pub struct ActionCacheService {
-    actions: ActionCache,
+    front: Front,
 }
 
 impl ActionCacheService {
-    pub(super) fn new(actions: ActionCache) -> Self {
-        Self { actions }
+    pub(super) fn new(front: Front) -> Self {
+        Self { front }
     }
 }
 
@@ -36,19 +37,22 @@ impl Service for ActionCacheService {
         check_instance(&request.instance_name)?;
         let function = function_of(request.digest_function)?;
         let action = required("action_digest", request.action_digest.as_ref())?;
-        let actions = self.actions.clone();
-        let result = off_thread(move || -> Result<_, Status> {
-            let entry = actions.get(&request.instance_name, function, &action)?;
-            let Some(entry) = entry else { return Ok(None) };
-            let mut result = entry.result;
-            inline(actions.store(), function, &request, &mut result)?;
-            Ok(Some(result))
-        })
-        .await?;
-        match result {
-            Some(result) => Ok(Response::new(result)),
-            None => Err(Status::not_found(format!("no result of action `{action}` is known"))),
+        let entry = self.front.action(&request.instance_name, function, &action).await?;
+        let Some(entry) = entry else {
+            return Err(Status::not_found(format!("no result of action `{action}` is known")));
+        };
+        let mut result = entry.result;
+        let inlined = inlined(&request, &result);
+        if inlined.is_empty() {
+            return Ok(Response::new(result));
         }
+        let _pin = self.front.bring(function, &inlined).await?;
+        let store = self.front.store().clone();
+        let result = off_thread(move || -> Result<_, Status> {
+            inline(&store, function, &request, &mut result)?;
+            Ok(result)
+        });
+        Ok(Response::new(result.await?))
     }
 
     #[tracing::instrument(name = "action.update", skip_all)]
@@ -63,16 +67,23 @@ impl Service for ActionCacheService {
         let result = request
             .action_result
             .ok_or_else(|| Status::invalid_argument("`action_result` is missing"))?;
-        let (actions, scope) = (self.actions.clone(), request.instance_name);
         // Who wrote it is known once callers are authenticated.
-        let entry = ActionEntry { result, writer: String::new(), written_ms: now_ms() };
-        let result = off_thread(move || -> Result<_, Status> {
-            actions.update(&scope, function, &action, &entry)?;
-            Ok(entry.result)
-        })
-        .await?;
+        let entry =
+            ActionEntry { result: result.clone(), writer: String::new(), written_ms: now_ms() };
+        self.front.put_action(&request.instance_name, function, &action, entry).await?;
         Ok(Response::new(result))
     }
+}
+
+/// What the client wants in the answer itself.
+fn inlined(request: &reapi::GetActionResultRequest, result: &reapi::ActionResult) -> Vec<Digest> {
+    let stdout = result.stdout_digest.as_ref().filter(|_| request.inline_stdout);
+    let stderr = result.stderr_digest.as_ref().filter(|_| request.inline_stderr);
+    let files = result.output_files.iter();
+    let files = files.filter(|file| request.inline_output_files.contains(&file.path));
+    let wanted = stdout.into_iter().chain(stderr).chain(files.flat_map(|file| &file.digest));
+    let digests = wanted.filter_map(|digest| wire_digest(Some(digest)).ok());
+    digests.filter(|digest| digest.size <= BATCH_BYTES_MAX as u64).collect()
 }
 
 /// Puts contents into the answer that the client asked for, as far as they fit.

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use prost::Message as _;
 use steading_model::limits::BATCH_BYTES_MAX;
 use steading_model::{Digest, DigestFunction};
@@ -14,6 +15,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{check_instance, function_of, required};
 use crate::blobs::off_thread;
+use crate::front::Front;
 use crate::hash::digest_of;
 use crate::store::Store;
 use crate::tree::{self, TreeReader};
@@ -32,12 +34,12 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Blobs in batches.
 #[derive(Clone, Debug)]
 pub struct CasService {
-    store: Store,
+    front: Front,
 }
 
 impl CasService {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store }
+    pub(super) fn new(front: Front) -> Self {
+        Self { front }
     }
 }
 
@@ -56,8 +58,7 @@ impl ContentAddressableStorage for CasService {
             .iter()
             .map(|digest| blob_digest("blob_digests", digest))
             .collect::<Result<Vec<Digest>, _>>()?;
-        let store = self.store.clone();
-        let missing = off_thread(move || store.missing(function, &digests)).await;
+        let missing = self.front.missing(function, digests).await?;
         let missing_blob_digests = missing.iter().map(reapi_digest).collect();
         Ok(Response::new(reapi::FindMissingBlobsResponse { missing_blob_digests }))
     }
@@ -72,8 +73,9 @@ impl ContentAddressableStorage for CasService {
         let function = function_of(request.digest_function)?;
         let bytes: u64 = request.requests.iter().map(|blob| blob.data.len() as u64).sum();
         check_batch(bytes)?;
-        let store = self.store.clone();
-        let responses = off_thread(move || update(&store, function, request.requests)).await?;
+        let checked = off_thread(move || check_blobs(function, request.requests));
+        let (responses, fine) = checked.await;
+        self.front.put_hashed(function, fine).await?;
         Ok(Response::new(reapi::BatchUpdateBlobsResponse { responses }))
     }
 
@@ -92,7 +94,8 @@ impl ContentAddressableStorage for CasService {
             .collect::<Result<Vec<Digest>, _>>()?;
         // A client may name a size that no blob has: the sum must not overflow.
         check_batch(digests.iter().fold(0, |sum: u64, digest| sum.saturating_add(digest.size)))?;
-        let store = self.store.clone();
+        let _pin = self.front.bring(function, &digests).await?;
+        let store = self.front.store().clone();
         let responses = off_thread(move || read(&store, function, &digests)).await;
         Ok(Response::new(reapi::BatchReadBlobsResponse { responses }))
     }
@@ -114,7 +117,8 @@ impl ContentAddressableStorage for CasService {
             Ok(size) => size.min(TREE_PAGE_FOLDERS),
             Err(_) => return Err(Status::invalid_argument("`page_size` is negative")),
         };
-        let store = self.store.clone();
+        let _pins = self.front.bring_folders(function, &root).await?;
+        let store = self.front.store().clone();
         let folders = off_thread(move || tree_folders(&store, function, &root)).await?;
         let pages = pages(folders, skip, page)?;
         Ok(Response::new(Box::pin(tokio_stream::iter(pages.into_iter().map(Ok)))))
@@ -161,29 +165,27 @@ fn check_batch(bytes: u64) -> Result<(), Status> {
     Ok(())
 }
 
-fn update(
-    store: &Store,
+/// What to answer, and the blobs that are what they say.
+fn check_blobs(
     function: DigestFunction,
     requests: Vec<reapi::batch_update_blobs_request::Request>,
-) -> Result<Vec<reapi::batch_update_blobs_response::Response>, Status> {
+) -> (Vec<reapi::batch_update_blobs_response::Response>, Vec<(Digest, Bytes)>) {
     let mut responses = Vec::with_capacity(requests.len());
     let mut fine = Vec::with_capacity(requests.len());
-    for request in &requests {
-        let checked = check_blob(function, request);
-        let status = match &checked {
-            Ok(_) => google_rpc::Status::default(),
-            Err(status) => rpc_status(status),
+    for request in requests {
+        let status = match check_blob(function, &request) {
+            Ok(digest) => {
+                fine.push((digest, Bytes::from(request.data)));
+                google_rpc::Status::default()
+            }
+            Err(status) => rpc_status(&status),
         };
-        if let Ok(digest) = checked {
-            fine.push((digest, &request.data[..]));
-        }
         responses.push(reapi::batch_update_blobs_response::Response {
-            digest: request.digest.clone(),
+            digest: request.digest,
             status: Some(status),
         });
     }
-    store.put_hashed(function, fine)?;
-    Ok(responses)
+    (responses, fine)
 }
 
 fn check_blob(

@@ -18,9 +18,11 @@ use steading_proto::reapi::content_addressable_storage_server::ContentAddressabl
 use steading_proto::{blob_digest, digest_function, reapi};
 use tonic::Status;
 
-use crate::actions::{ActionCache, ActionCacheError};
+use crate::actions::ActionCacheError;
+use crate::front::Front;
+use crate::origin::OriginError;
 use crate::remote::MESSAGE_BYTES_MAX;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use crate::tree::TreeError;
 
 pub use actions::ActionCacheService;
@@ -40,11 +42,11 @@ pub struct Services {
     pub capabilities: CapabilitiesServer<CapabilitiesService>,
 }
 
-/// The cache services over this store and its action cache.
-pub fn services(store: Store, actions: ActionCache) -> Services {
-    let cas = ContentAddressableStorageServer::new(CasService::new(store.clone()));
-    let streams = ByteStreamServer::new(ByteStreamService::new(store));
-    let actions = ActionCacheServer::new(ActionCacheService::new(actions));
+/// The cache services over this store, with the origin behind it.
+pub fn services(front: Front) -> Services {
+    let cas = ContentAddressableStorageServer::new(CasService::new(front.clone()));
+    let streams = ByteStreamServer::new(ByteStreamService::new(front.clone()));
+    let actions = ActionCacheServer::new(ActionCacheService::new(front));
     Services {
         cas: cas
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -102,6 +104,22 @@ impl From<StoreError> for Status {
     }
 }
 
+impl From<OriginError> for Status {
+    fn from(error: OriginError) -> Self {
+        match error {
+            OriginError::Store(error) => error.into(),
+            OriginError::Object { ref source, .. } => {
+                tracing::error!(%error, cause = %source, "the origin failed");
+                Self::unavailable("the origin cannot be reached: see the coordinator's log")
+            }
+            OriginError::Setting { .. } | OriginError::NotShared { .. } => {
+                tracing::error!(%error, "the origin failed");
+                Self::unavailable(error.to_string())
+            }
+        }
+    }
+}
+
 impl From<TreeError> for Status {
     fn from(error: TreeError) -> Self {
         match error {
@@ -122,6 +140,7 @@ impl From<ActionCacheError> for Status {
     fn from(error: ActionCacheError) -> Self {
         match error {
             ActionCacheError::Store(error) => error.into(),
+            ActionCacheError::Origin(error) => error.into(),
             ActionCacheError::Io { ref source, .. } => {
                 tracing::error!(%error, cause = %source, "the action cache failed");
                 Self::internal("the server's action cache failed: see its log")

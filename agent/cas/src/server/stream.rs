@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::name::Resource;
 use super::{check_instance, not_found};
 use crate::blobs::off_thread;
+use crate::front::Front;
 use crate::hash::Hasher;
 use crate::store::{BlobWriter, Store, StoreError, read_at};
 
@@ -35,14 +36,19 @@ type Answers = Pin<Box<dyn Stream<Item = Result<ReadResponse, Status>> + Send>>;
 /// Blobs in streams.
 #[derive(Clone, Debug)]
 pub struct ByteStreamService {
-    store: Store,
+    front: Front,
     /// Uploads that broke off, by resource name, the oldest first.
     partial: Arc<Mutex<VecDeque<(String, BlobWriter)>>>,
 }
 
 impl ByteStreamService {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store, partial: Arc::default() }
+    pub(super) fn new(front: Front) -> Self {
+        Self { front, partial: Arc::default() }
+    }
+
+    /// Whether the blob is durable: then there is no need to send it.
+    async fn holds(&self, resource: &Resource) -> Result<bool, Status> {
+        Ok(self.front.publish(resource.function, vec![resource.digest]).await?.is_empty())
     }
 
     fn keep(&self, name: String, writer: BlobWriter) {
@@ -73,7 +79,9 @@ impl ByteStream for ByteStreamService {
         let resource = Resource::parse_read(&request.resource_name)?;
         check_instance(&resource.instance)?;
         let span = Span::of(&request, &resource)?;
-        let (store, digest, function) = (self.store.clone(), resource.digest, resource.function);
+        let (digest, function) = (resource.digest, resource.function);
+        let _pin = self.front.bring(function, &[digest]).await?;
+        let store = self.front.store().clone();
         let at = store.clone();
         let file = off_thread(move || at.open_blob(function, &digest)).await?;
         let file = file.ok_or_else(|| not_found(&digest))?;
@@ -114,10 +122,9 @@ impl ByteStream for ByteStreamService {
         let name = first.resource_name.clone();
         let resource = Resource::parse_write(&name)?;
         check_instance(&resource.instance)?;
-        let (store, function, digest) = (self.store.clone(), resource.function, resource.digest);
-        if off_thread(move || store.contains(function, &digest)).await {
+        if self.holds(&resource).await? {
             // Somebody else was faster: there is no need to go on.
-            let committed_size = if resource.zstd { -1 } else { digest.size as i64 };
+            let committed_size = if resource.zstd { -1 } else { resource.digest.size as i64 };
             return Ok(Response::new(WriteResponse { committed_size }));
         }
         let mut upload = self.start(&name, &resource, first.write_offset).await?;
@@ -149,6 +156,11 @@ impl ByteStream for ByteStreamService {
         }
         let committed_size = upload.received as i64;
         off_thread(move || upload.commit()).await?;
+        if self.front.origin().is_some() && !self.holds(&resource).await? {
+            return Err(Status::unavailable(
+                "the blob went away before it was durable: send it again",
+            ));
+        }
         Ok(Response::new(WriteResponse { committed_size }))
     }
 
@@ -159,9 +171,8 @@ impl ByteStream for ByteStreamService {
         let name = request.into_inner().resource_name;
         let resource = Resource::parse_write(&name)?;
         check_instance(&resource.instance)?;
-        let (store, function, digest) = (self.store.clone(), resource.function, resource.digest);
-        if off_thread(move || store.contains(function, &digest)).await {
-            let committed_size = if resource.zstd { -1 } else { digest.size as i64 };
+        if self.holds(&resource).await? {
+            let committed_size = if resource.zstd { -1 } else { resource.digest.size as i64 };
             return Ok(Response::new(QueryWriteStatusResponse { committed_size, complete: true }));
         }
         let partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +186,8 @@ impl ByteStream for ByteStreamService {
 
 impl ByteStreamService {
     async fn start(&self, name: &str, resource: &Resource, offset: i64) -> Result<Upload, Status> {
-        let (store, function, digest) = (self.store.clone(), resource.function, resource.digest);
+        let store = self.front.store().clone();
+        let (function, digest) = (resource.function, resource.digest);
         if !resource.zstd
             && let Some(writer) = self.take(name)
         {

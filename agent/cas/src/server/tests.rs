@@ -12,10 +12,12 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::*;
+use crate::actions::ActionCache;
 use crate::blobs::{Blobs, BlobsError};
 use crate::client::Actions;
 use crate::hash::digest_of;
 use crate::remote::RemoteBlobs;
+use crate::store::Store;
 use crate::store::StoreOptions;
 use crate::tree::{self, Entry, FileEntry, Folder, Patterns};
 
@@ -334,7 +336,8 @@ impl Farm {
         let dir = TempDir::new().unwrap();
         let options = StoreOptions { bytes_max: u64::MAX, durable: false };
         let store = Store::open(dir.path(), options).unwrap();
-        let services = services(store.clone(), ActionCache::open(&store).unwrap());
+        let actions = ActionCache::open(&store).unwrap();
+        let services = services(Front::new(store.clone(), actions, None));
         let (here, there) = tokio::io::duplex(1 << 20);
         let mut server = JoinSet::new();
         server.spawn(async move {
