@@ -177,7 +177,8 @@ mod tests {
             r#"{"data_dir": "/d", "store_bytes_max": 0}"#,
             "`store_bytes_max` is 0, want 67108864 to",
         );
-        let object_store = |value: &str| format!(r#"{{"data_dir": "/d", "object_store": {value}}}"#);
+        let object_store =
+            |value: &str| format!(r#"{{"data_dir": "/d", "object_store": {value}}}"#);
         check(&object_store(r#"{"directory": "/o"}"#), "ok");
         check(&object_store(r#"{"bucket": "s3://b", "prefix": "farm"}"#), "ok");
         check(&object_store("{}"), "wants either `directory` or `bucket`");

@@ -15,6 +15,7 @@ mod github;
 mod leases;
 mod logs;
 mod offers;
+mod origin;
 mod planner;
 mod progress;
 pub mod replica;
@@ -25,6 +26,6 @@ mod server;
 mod sessions;
 mod submission;
 
-pub use config::Config;
+pub use config::{Config, ObjectStore};
 pub use secrets::SecretsError;
 pub use server::Coordinator;

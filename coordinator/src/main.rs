@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use steading_coordinator::{Config, Coordinator};
+use steading_coordinator::{Config, Coordinator, ObjectStore};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -23,9 +23,13 @@ struct Args {
     /// Everything that outlives the process
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     data_dir: Option<PathBuf>,
-    /// A JSON file with the configuration; `--data-dir` wins over what it says
+    /// A JSON file with the configuration; other arguments win over what it says
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where blobs are durable, for several coordinators: a directory that all of them see,
+    /// or gs://NAME/PREFIX or s3://NAME/PREFIX
+    #[arg(long, value_name = "DIR|URL")]
+    object_store: Option<String>,
     /// Where to listen: unix:PATH, or 127.0.0.1:PORT with --insecure-loopback
     #[arg(long, value_name = "ENDPOINT", default_value = "unix:steading.sock")]
     listen: Endpoint,
@@ -106,6 +110,9 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     };
     if let Some(dir) = &args.data_dir {
         config.data_dir = dir.clone();
+    }
+    if let Some(text) = &args.object_store {
+        config.object_store = Some(ObjectStore::from_text(text));
     }
     config.validate()?;
     Ok(config)

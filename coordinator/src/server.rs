@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use steading_cas::{ActionCache, Store, StoreOptions};
+use steading_cas::{ActionCache, Front, Store, StoreOptions};
 use steading_proto::v1::agents_server::AgentsServer;
 use steading_proto::v1::pipelines_server::PipelinesServer;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +19,7 @@ use tonic::transport::server::{Connected, Router};
 use crate::api::agents::AgentsService;
 use crate::api::pipelines::PipelinesService;
 use crate::claims::Claims;
-use crate::config::Config;
+use crate::config::{Config, ObjectStore};
 use crate::dispatcher::Dispatcher;
 use crate::documents::Documents;
 use crate::effects::Effects;
@@ -31,7 +31,7 @@ use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread};
 use crate::run_watch::RunWatch;
 use crate::secrets::Sealer;
 use crate::sessions::Sessions;
-use crate::{expiry, retention};
+use crate::{expiry, origin, retention};
 
 /// How long connections may take to end once their listener has stopped.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -100,7 +100,8 @@ impl Coordinator {
     /// in it cannot be trusted.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.validate()?;
-        let opened = tokio::task::spawn_blocking(move || open(&config)).await;
+        let opening = config.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
         let Opened { parts, thread, notices, lock } =
             opened.context("open the data directory")??;
         let coordinator = Self {
@@ -113,6 +114,11 @@ impl Coordinator {
             failure: Arc::default(),
             _lock: lock,
         };
+        let settled = origin::settle(coordinator.parts.documents.front(), &config.data_dir).await;
+        if let Err(error) = settled {
+            coordinator.stop().await?;
+            return Err(error);
+        }
         coordinator.start_tasks(notices);
         // What the log holds is applied before the first question is answered: an agent
         // that comes back must not hear that its lease is not known.
@@ -125,7 +131,7 @@ impl Coordinator {
 
     /// The store, for an agent in the same process.
     pub fn store(&self) -> Store {
-        self.parts.documents.store().clone()
+        self.parts.documents.front().store().clone()
     }
 
     /// The action cache, for an agent in the same process.
@@ -279,7 +285,7 @@ impl Coordinator {
             tasks: self.streams.clone(),
             stop: stop.clone(),
         };
-        let cache = steading_cas::server::services(self.store(), self.actions());
+        let cache = steading_cas::server::services(parts.documents.front().clone());
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(steading_proto::FILE_DESCRIPTOR_SET)
@@ -314,9 +320,13 @@ struct Opened {
 fn open(config: &Config) -> anyhow::Result<Opened> {
     let dir = &config.data_dir;
     let lock = DirLock::take(dir).context("lock the data directory")?;
-    let options = StoreOptions { bytes_max: config.store_bytes_max, durable: true };
+    let origin = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
+    // In front of an origin it is a copy, and whatever is read from it is hashed.
+    let durable = origin.is_none();
+    let options = StoreOptions { bytes_max: config.store_bytes_max, durable };
     let store = Store::open(&dir.join("cas"), options).context("open the store")?;
     let actions = ActionCache::open(&store).context("open the action cache")?;
+    let front = Front::new(store, actions.clone(), origin);
     let sealer = Sealer::open(&dir.join("seal.key")).context("open the key for secrets")?;
     let logs = Logs::open(&dir.join("logs")).context("open the logs")?;
     let options =
@@ -324,7 +334,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
     let (replica, thread, notices) = Replica::start(options).context("start the replica")?;
     let parts = Parts {
         replica,
-        documents: Arc::new(Documents::new(store, sealer)),
+        documents: Arc::new(Documents::new(front, sealer)),
         actions,
         logs: Arc::new(logs),
         sessions: Arc::default(),

@@ -8,6 +8,7 @@ use steading_model::Digest;
 use steading_proto::ConvertError;
 
 use crate::hash::digest_of;
+use crate::origin::OriginError;
 use crate::remote::{FUNCTION, RemoteBlobs};
 use crate::store::{Pin, Store, StoreError};
 use crate::tree::{self, DEPTH_MAX, Entry, Folder, TreeError, TreeSummary};
@@ -17,6 +18,8 @@ use crate::tree::{self, DEPTH_MAX, Entry, Folder, TreeError, TreeSummary};
 pub enum BlobsError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     #[error(transparent)]
     Tree(#[from] TreeError),
     /// Gone everywhere: whatever made them has to make them again.

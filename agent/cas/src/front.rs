@@ -11,15 +11,18 @@ use std::fs::File;
 
 use bytes::Bytes;
 use steading_model::{Digest, DigestFunction};
-use steading_proto::{reapi, reapi_digest};
+use steading_proto::reapi;
 use tokio::runtime::Handle;
 
 use crate::actions::{self, ActionCache, ActionCacheError, ActionEntry};
-use crate::blobs::off_thread;
+use crate::blobs::{BlobsError, off_thread};
 use crate::origin::{Origin, OriginError};
 use crate::store::{Pin, Store, StoreError};
-use crate::tree::{self, DEPTH_MAX};
+use crate::tree::{self, DEPTH_MAX, TreeError};
 use entries::Entries;
+
+/// Blobs of a store that are sent to the origin in one go.
+const PUBLISH_MAX: usize = 1_000;
 
 /// A store in front of the origin. Clones share it.
 #[derive(Clone, Debug)]
@@ -158,23 +161,42 @@ impl Front {
         }
     }
 
+    /// Sends all that the store has: for a store that was the origin so far. Returns how
+    /// many blobs there are. Results of actions stay behind; they are made again.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError`].
+    pub async fn publish_all(&self) -> Result<usize, OriginError> {
+        let store = self.store.clone();
+        let all = off_thread(move || store.list()).await;
+        for function in [DigestFunction::Blake3, DigestFunction::Sha256] {
+            let ours = all.iter().filter(|(of, _)| *of == function);
+            let digests: Vec<Digest> = ours.map(|(_, digest)| *digest).collect();
+            for some in digests.chunks(PUBLISH_MAX) {
+                // What was evicted meanwhile is nowhere, and was nobody's.
+                self.publish(function, some.to_vec()).await?;
+            }
+        }
+        Ok(all.len())
+    }
+
     /// Sends a tree likewise, its messages and its files.
     ///
     /// # Errors
     ///
-    /// [`ActionCacheError::Malformed`] where it is no tree, else as [`Front::publish`].
+    /// [`BlobsError::Tree`] where it is none, else as [`Front::publish`].
     pub async fn publish_tree(
         &self,
         function: DigestFunction,
         root: &Digest,
-    ) -> Result<Vec<Digest>, ActionCacheError> {
-        let directory =
-            reapi::OutputDirectory { root_directory_digest: Some(reapi_digest(root)), ..<_>::default() };
-        let result = reapi::ActionResult { output_directories: vec![directory], ..<_>::default() };
-        match self.check(function, &result).await {
-            Ok(()) => Ok(Vec::new()),
-            Err(ActionCacheError::Incomplete(nowhere)) => Ok(nowhere),
-            Err(error) => Err(error),
+    ) -> Result<Vec<Digest>, BlobsError> {
+        let _pins = self.bring_folders(function, root).await?;
+        let (store, root) = (self.store.clone(), *root);
+        match off_thread(move || tree::blobs_below(&store, function, &root)).await {
+            Ok(blobs) => Ok(self.publish(function, blobs).await?),
+            Err(TreeError::Missing(digest)) => Ok(vec![digest]),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -331,12 +353,12 @@ impl Front {
     ///
     /// # Errors
     ///
-    /// [`ActionCacheError`].
+    /// [`BlobsError`].
     pub fn publish_tree_blocking(
         &self,
         function: DigestFunction,
         root: &Digest,
-    ) -> Result<Vec<Digest>, ActionCacheError> {
+    ) -> Result<Vec<Digest>, BlobsError> {
         Handle::current().block_on(self.publish_tree(function, root))
     }
 

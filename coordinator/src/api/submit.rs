@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use steading_cas::tree::{self, Entry};
-use steading_cas::{ActionCacheError, Front};
+use steading_cas::tree::{self, Entry, TreeError};
+use steading_cas::{BlobsError, Front};
 use steading_core::{Effect, NewJob, NewRun, Proposal, Rejection, Request};
 use steading_model::limits::{JOBS_PER_PROPOSAL_MAX, JOBS_PER_RUN_MAX};
 use steading_model::{Digest, DigestFunction, Principal, RunId, Timestamp};
@@ -133,10 +133,11 @@ fn prepare(
 fn check_source(front: &Front, root: &Digest) -> Result<(), Status> {
     let nowhere = match front.publish_tree_blocking(DigestFunction::Blake3, root) {
         Ok(nowhere) => nowhere,
-        Err(ActionCacheError::Malformed(why)) => {
-            return Err(Status::invalid_argument(format!("`source_digest`: {why}")));
+        Err(BlobsError::Origin(error)) => return Err(error.into()),
+        Err(BlobsError::Tree(error @ TreeError::Malformed { .. })) => {
+            return Err(Status::invalid_argument(format!("`source_digest`: {error}")));
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(Status::internal(error.to_string())),
     };
     let Some(first) = nowhere.first() else { return Ok(()) };
     let mut at = None;

@@ -15,6 +15,9 @@ const FORMAT: u32 = 1;
 
 const FILE: &str = "node.json";
 
+/// The id of the replica that founded the group.
+pub const FIRST_REPLICA: u64 = 1;
+
 /// Why a directory is not this replica's.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -55,7 +58,7 @@ impl Identity {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             cluster_id: hex(&random[..16]),
-            replica_id: 1,
+            replica_id: FIRST_REPLICA,
             storage_id: hex(&random[16..]),
             format: FORMAT,
         }
@@ -105,6 +108,18 @@ impl Identity {
         vfs.rename(&tmp, &path).map_err(io_error("rename", &tmp))?;
         vfs.sync_dir(dir).map_err(io_error("sync", dir))
     }
+}
+
+/// The group and the id of the replica in this directory. Blocks, shortly.
+///
+/// # Errors
+///
+/// [`IdentityError`].
+pub fn identity_of(dir: &Path) -> Result<(String, u64), IdentityError> {
+    let path = dir.join(FILE);
+    let identity = Identity::load(&RealFs, dir)?
+        .ok_or_else(|| io_error("open", &path)(io::ErrorKind::NotFound.into()))?;
+    Ok((identity.cluster_id, identity.replica_id))
 }
 
 /// Keeps other processes out of a directory for as long as it lives.

@@ -38,7 +38,7 @@ use steading_model::codec::Encode;
 use steading_model::limits::PROPOSAL_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use identity::{DirLock, IdentityError};
+pub use identity::{DirLock, FIRST_REPLICA, IdentityError, identity_of};
 pub use image::ImageError;
 pub use node::{Cadence, ReplicaError};
 pub use open::StartError;

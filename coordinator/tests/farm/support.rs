@@ -42,7 +42,10 @@ pub(crate) struct Farm {
 
 impl Farm {
     pub(crate) async fn start(dir: &Path) -> Self {
-        let mut config = Config::new(dir);
+        Self::start_with(Config::new(dir)).await
+    }
+
+    pub(crate) async fn start_with(mut config: Config) -> Self {
         config.segment_bytes = 4 << 20;
         let coordinator = Arc::new(Coordinator::start(config).await.unwrap());
         let stop = CancellationToken::new();

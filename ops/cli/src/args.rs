@@ -174,6 +174,10 @@ pub struct Coordinator {
     /// Where the log, the store and the logs of jobs are kept
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
+    /// Where blobs are durable, for several coordinators: a directory that all of them see,
+    /// or gs://NAME/PREFIX or s3://NAME/PREFIX
+    #[arg(long, value_name = "DIR|URL")]
+    pub object_store: Option<String>,
     /// unix:PATH or 127.0.0.1:PORT; may be given several times
     #[arg(long = "listen", value_name = "ADDRESS", required = true)]
     pub listen: Vec<String>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use steading_coordinator::{Config, Coordinator};
+use steading_coordinator::{Config, Coordinator, ObjectStore};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -33,7 +33,9 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
         .collect::<Result<_, _>>()?;
     let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let coordinator = Arc::new(Coordinator::start(Config::new(data_dir)).await?);
+    let mut config = Config::new(data_dir);
+    config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
+    let coordinator = Arc::new(Coordinator::start(config).await?);
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
     for address in &addresses {

@@ -254,6 +254,5 @@ fn object_error(what: &'static str, path: &ObjectPath, source: object_store::Err
     OriginError::Object { what, path: path.to_string(), source: Box::new(source) }
 }
 
-
 #[cfg(test)]
 mod tests;

@@ -149,6 +149,12 @@ impl Index {
         self.blobs.len()
     }
 
+    pub(super) fn digests(&self) -> Vec<(DigestFunction, Digest)> {
+        let digest =
+            |(key, meta): (&Key, &Meta)| (key.function, Digest { hash: key.hash, size: meta.size });
+        self.blobs.iter().map(digest).collect()
+    }
+
     /// What may go, in no order.
     pub(super) fn unpinned(&self) -> Vec<(Key, Meta)> {
         let free = |(key, _): &(&Key, &Meta)| !self.pins.contains_key(*key);

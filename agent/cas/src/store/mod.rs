@@ -177,6 +177,12 @@ impl Store {
         }
     }
 
+    /// All blobs, in no order. Waits for the scan.
+    pub(crate) fn list(&self) -> Vec<(DigestFunction, Digest)> {
+        self.wait_scanned();
+        self.0.shared.index().digests()
+    }
+
     /// What the blobs take on disk, bytes, as far as listed.
     pub fn bytes(&self) -> u64 {
         self.0.shared.index().bytes()

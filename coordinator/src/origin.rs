@@ -1,0 +1,57 @@
+//! Whether the configured origin is the one that the whole group shares.
+//!
+//! The first replica of a group says in the origin that it belongs to the group, the
+//! others must find that there: a directory of the same name on another machine, or one
+//! that is not mounted yet, would split the group's blobs, and each half would look
+//! healthy. A replica that has seen its group's origin once expects it for ever after.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use steading_cas::{Front, Origin, OriginError};
+
+use crate::blocking::blocking;
+use crate::replica::FIRST_REPLICA;
+
+/// In the data directory: this group's origin was seen.
+const SEEN: &str = "origin-seen";
+
+/// Checks that the origin, if there is one, is the group's, and makes it so for the first
+/// replica of a new group.
+pub(crate) async fn settle(front: &Front, data_dir: &Path) -> anyhow::Result<()> {
+    let Some(origin) = front.origin() else { return Ok(()) };
+    let (cluster, replica) = crate::replica::identity_of(&data_dir.join("replica"))?;
+    let seen = data_dir.join(SEEN);
+    let expected = std::fs::read_to_string(&seen).is_ok_and(|text| text.trim() == cluster);
+    if replica != FIRST_REPLICA || expected {
+        check(origin, &cluster).await?;
+    } else if !origin.is_adopted(&cluster).await? {
+        // This coordinator may have been alone so far, and its store the origin.
+        let left = front.publish_all().await.context("send the store's blobs to the origin")?;
+        origin.adopt(&cluster).await?;
+        tracing::info!(origin = origin.place(), blobs = left, "the group has its origin");
+    }
+    if !expected {
+        let note = format!("{cluster}\n");
+        blocking(move || std::fs::write(seen, note))
+            .await
+            .map_err(anyhow::Error::from)?
+            .context("note that the origin was seen")?;
+    }
+    Ok(())
+}
+
+/// Whether this is the origin that the group shares. For whoever is about to join it.
+///
+/// # Errors
+///
+/// [`OriginError::NotShared`].
+pub(crate) async fn check(origin: &Origin, cluster: &str) -> Result<(), OriginError> {
+    match origin.is_adopted(cluster).await? {
+        true => Ok(()),
+        false => Err(OriginError::NotShared {
+            place: origin.place().to_owned(),
+            cluster: cluster.to_owned(),
+        }),
+    }
+}
