@@ -6,6 +6,7 @@
 
 mod disk;
 mod farm;
+mod placement;
 mod replica;
 mod report;
 mod runs;
@@ -25,7 +26,7 @@ struct Arguments {
     /// Where the data goes; its disk is what is measured.
     #[arg(long, default_value = ".")]
     dir: PathBuf,
-    /// Which measures: proposals, latency, trivial, thousand, tree. All unless said.
+    /// Which measures: proposals, placement, latency, trivial, thousand, tree. All unless said.
     measures: Vec<String>,
 }
 
@@ -50,6 +51,9 @@ fn main() -> anyhow::Result<()> {
     report::print("disk", &disk.to_json());
     if wants("proposals") {
         replica::proposals(scratch.path(), &disk)?;
+    }
+    if wants("placement") {
+        placement::measure()?;
     }
     if wants("tree") {
         tree::measure(scratch.path())?;

@@ -86,6 +86,8 @@ pub enum Rejection {
     AgentFull,
     #[error("agent lacks label `{0}`")]
     LabelMissing(String),
+    #[error("job does not run on machines of this kind")]
+    SpotPolicy,
     #[error("lease is not held under this epoch")]
     LeaseStale,
     #[error("claim is not held by this lease")]

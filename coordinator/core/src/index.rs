@@ -2,10 +2,9 @@
 //! function of the rows alone, kept by telling it of every row's old and new
 //! value, so that undoing a write or loading an image needs no code of its own.
 
-use std::cmp::Reverse;
-
 use imbl::{OrdMap, OrdSet};
-use steading_model::{AgentId, JobId, Resources, RunId, Timestamp};
+use steading_model::limits::PRIORITY_STEP_MS;
+use steading_model::{AgentId, JobId, Provisioning, Resources, RunId, Spot, Timestamp};
 
 use crate::proposal::Lease;
 use crate::rows::{Agent, Answered, Claim, ClaimKey, Job, JobStatus, RequestKey, Run, Waiter};
@@ -16,6 +15,8 @@ use crate::rows::{Agent, Answered, Claim, ClaimKey, Job, JobStatus, RequestKey, 
 pub(crate) struct Lane {
     pub(crate) labels: Vec<String>,
     pub(crate) resources: Resources,
+    /// The only kind of machine that will do.
+    pub(crate) provisioning: Option<Provisioning>,
     /// A matrix that bounds its parallel legs has a lane of its own, which is
     /// full when the bound is reached.
     pub(crate) bounded: Option<(RunId, String)>,
@@ -28,22 +29,30 @@ impl Lane {
         Self {
             labels: definition.labels.clone(),
             resources: definition.resources,
+            provisioning: match definition.spot {
+                Some(Spot::Only) => Some(Provisioning::Spot),
+                Some(Spot::Never) => Some(Provisioning::OnDemand),
+                Some(Spot::Prefer) | None => None,
+            },
             bounded: bounded.then(|| (job.run, definition.key.clone())),
         }
     }
 }
 
-/// A job's place in the queue: larger priority first, then age, then id.
+/// A job's place in the queue. Never changes while it waits, so that ageing costs
+/// nothing: everybody ages alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
-    pub(crate) priority: Reverse<i32>,
-    pub(crate) queued: Timestamp,
+    /// When it was queued, milliseconds, each step of priority [`PRIORITY_STEP_MS`] earlier.
+    pub(crate) turn: i64,
     pub(crate) job: JobId,
 }
 
 impl Place {
-    pub(crate) const fn of(job: &Job) -> Self {
-        Self { priority: Reverse(job.priority), queued: job.queued, job: job.id }
+    pub(crate) fn of(job: &Job) -> Self {
+        let queued = i64::try_from(job.queued.as_ms()).unwrap_or(i64::MAX);
+        let head_start = i64::from(job.priority).saturating_mul(PRIORITY_STEP_MS);
+        Self { turn: queued.saturating_sub(head_start), job: job.id }
     }
 }
 

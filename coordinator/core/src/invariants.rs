@@ -139,6 +139,11 @@ impl State {
                 && usage.cpu_milli <= u64::from(has.resources.cpu_milli)
                 && usage.memory_mib <= u64::from(has.resources.memory_mib);
             ensure(fits, || format!("{} is overfull: {usage:?}", agent.id))?;
+            for job in self.leases_of(agent.id) {
+                let spot = job.definition.spot;
+                let admitted = spot.is_none_or(|spot| spot.admits(has.provisioning));
+                ensure(admitted, || format!("{} runs on the wrong kind of machine", job.id))?;
+            }
             let labels = self.leases_of(agent.id).flat_map(|job| &job.definition.labels);
             for label in labels {
                 ensure(has.labels.contains(label), || format!("{} lacks `{label}`", agent.id))?;

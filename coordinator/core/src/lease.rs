@@ -58,6 +58,10 @@ impl State {
         if let Some(missing) = job.definition.labels.iter().find(|label| !labels.contains(label)) {
             return Err(Rejection::LabelMissing(missing.clone()));
         }
+        let provisioning = agent.definition.provisioning;
+        if job.definition.spot.is_some_and(|spot| !spot.admits(provisioning)) {
+            return Err(Rejection::SpotPolicy);
+        }
         if !job.definition.resources.fits(self.room(agent)) || self.free_slots(agent) == 0 {
             return Err(Rejection::AgentFull);
         }

@@ -1,18 +1,22 @@
 //! Who should run what: a policy on a version of the state. Not part of `apply`,
 //! which checks each decision again; so it may change without a feature level.
 //!
-//! Jobs go by priority, then age. A job goes to the agent with the most free slots
-//! (then CPU, then memory) that has its labels and room, but, where another one
-//! will do, not to the one that had its last attempt.
+//! Jobs go by age, and a step of priority counts as a minute of it, so that every job's
+//! turn comes. Of the agents that have a job's labels and room and that its spot policy
+//! admits, it goes to one of the kind that it is better off with: where its deadline is
+//! near, or a machine was taken away from it, one that stays; else the kind that it
+//! prefers. Then: not in the pool that it lost a machine of, not the agent that had its
+//! last attempt, and the most free slots (then CPU, then memory).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::ops::Bound;
 
-use steading_model::{AgentId, Incarnation, Resources, RunId};
+use steading_model::{AgentId, Incarnation, Provisioning, Resources, RunId, Spot, Timestamp};
 
 use crate::index::{Lane, Place};
 use crate::proposal::Assignment;
-use crate::rows::Job;
+use crate::rows::{Agent, Job};
 use crate::state::State;
 
 /// Chooses agents for queued jobs, `max` at most, among the `connected` ones.
@@ -24,25 +28,25 @@ pub fn place(
     connected: &BTreeSet<(AgentId, Incarnation)>,
     max: usize,
 ) -> Vec<Assignment> {
-    let mut pass = Pass { state, agents: free_agents(state, connected), started: BTreeMap::new() };
+    let mut pass = Pass::new(state, connected);
     let mut assignments = Vec::new();
     // The heads of the lanes, the most urgent on top. A lane whose head cannot be
     // placed is dropped: nothing behind the head could.
     let mut heads: BinaryHeap<Reverse<(Place, &Lane)>> = BinaryHeap::new();
-    if !pass.agents.is_empty() {
+    if pass.free > 0 {
         let queue = state.index.queue.iter();
         heads
             .extend(queue.filter_map(|(lane, places)| {
                 places.get_min().map(|place| Reverse((*place, lane)))
             }));
     }
-    while assignments.len() < max && !pass.agents.is_empty() {
+    while assignments.len() < max && pass.free > 0 {
         let Some(Reverse((place, lane))) = heads.pop() else { break };
         let Some(job) = state.job(place.job) else { continue };
         if !pass.may_start(job, lane) {
             continue;
         }
-        let Some((agent, incarnation)) = pass.take_agent(job) else { continue };
+        let Some((agent, incarnation)) = pass.take_agent(job, lane) else { continue };
         assignments.push(Assignment { job: job.id, agent, incarnation });
         if let Some(bounded) = &lane.bounded {
             *pass.started.entry(bounded).or_default() += 1;
@@ -56,15 +60,48 @@ pub fn place(
 
 fn next_in(state: &State, lane: &Lane, place: Place) -> Option<Place> {
     let places = state.index.queue.get(lane)?;
-    let after = (std::ops::Bound::Excluded(place), std::ops::Bound::Unbounded);
-    places.range(after).next().copied()
+    places.range((Bound::Excluded(place), Bound::Unbounded)).next().copied()
 }
 
-struct Pass<'a> {
-    state: &'a State,
-    agents: BTreeMap<&'a [String], BTreeSet<Free>>,
-    /// Legs that this pass starts, of the matrices that bound theirs.
-    started: BTreeMap<&'a (RunId, String), u32>,
+/// Which kind of machine the job is better off with, if it may choose.
+pub(crate) fn wish(job: &Job, now: Timestamp) -> Option<Provisioning> {
+    let definition = &job.definition;
+    if is_urgent(job, now) || job.preemptions > 0 {
+        return Some(Provisioning::OnDemand);
+    }
+    (definition.spot == Some(Spot::Prefer)).then_some(Provisioning::Spot)
+}
+
+/// Whether half of the time to the job's deadline is over: lost once more, it might
+/// have to begin when it should have ended.
+pub(crate) fn is_urgent(job: &Job, now: Timestamp) -> bool {
+    let deadline_ms = job.definition.deadline_ms;
+    deadline_ms > 0 && now.since_ms(job.queued) >= deadline_ms / 2
+}
+
+/// Agents with a free slot that are alike but for their room.
+struct Class<'a> {
+    labels: &'a [String],
+    provisioning: Provisioning,
+    pool: &'a str,
+    free: BTreeSet<Free>,
+}
+
+impl<'a> Class<'a> {
+    fn of(agent: &'a Agent) -> Self {
+        let definition = &agent.definition;
+        Self {
+            labels: &definition.labels,
+            provisioning: definition.provisioning,
+            pool: &definition.pool,
+            free: BTreeSet::new(),
+        }
+    }
+
+    fn admits(&self, lane: &Lane) -> bool {
+        lane.provisioning.is_none_or(|wanted| wanted == self.provisioning)
+            && lane.labels.iter().all(|label| self.labels.contains(label))
+    }
 }
 
 /// An agent with a free slot. Ordered by how much is free.
@@ -78,25 +115,38 @@ struct Free {
     incarnation: Incarnation,
 }
 
-fn free_agents<'a>(
+struct Pass<'a> {
     state: &'a State,
-    connected: &BTreeSet<(AgentId, Incarnation)>,
-) -> BTreeMap<&'a [String], BTreeSet<Free>> {
-    let mut agents: BTreeMap<&[String], BTreeSet<Free>> = BTreeMap::new();
-    for &(id, incarnation) in connected {
-        let Some(agent) = state.agent(id) else { continue };
-        let slots = state.free_slots(agent);
-        if agent.incarnation != incarnation || agent.retired || slots == 0 {
-            continue;
-        }
-        let Resources { cpu_milli, memory_mib } = state.room(agent);
-        let free = Free { slots, cpu_milli, memory_mib, agent: Reverse(id), incarnation };
-        agents.entry(agent.definition.labels.as_slice()).or_default().insert(free);
-    }
-    agents
+    classes: Vec<Class<'a>>,
+    /// Agents with a free slot.
+    free: usize,
+    /// By lane, the classes that its jobs may go to.
+    admitted: BTreeMap<&'a Lane, Vec<usize>>,
+    /// Legs that this pass starts, of the matrices that bound theirs.
+    started: BTreeMap<&'a (RunId, String), u32>,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(state: &'a State, connected: &BTreeSet<(AgentId, Incarnation)>) -> Self {
+        let mut classes: BTreeMap<(&[String], Provisioning, &str), Class<'_>> = BTreeMap::new();
+        let mut free = 0;
+        for &(id, incarnation) in connected {
+            let Some(agent) = state.agent(id) else { continue };
+            let slots = state.free_slots(agent);
+            if agent.incarnation != incarnation || agent.retired || slots == 0 {
+                continue;
+            }
+            let Resources { cpu_milli, memory_mib } = state.room(agent);
+            let room = Free { slots, cpu_milli, memory_mib, agent: Reverse(id), incarnation };
+            let class = Class::of(agent);
+            let key = (class.labels, class.provisioning, class.pool);
+            classes.entry(key).or_insert(class).free.insert(room);
+            free += 1;
+        }
+        let classes = classes.into_values().collect();
+        Self { state, classes, free, admitted: BTreeMap::new(), started: BTreeMap::new() }
+    }
+
     /// Whether the job's matrix may start one more leg.
     fn may_start(&self, job: &Job, lane: &Lane) -> bool {
         let Some(bounded) = &lane.bounded else { return true };
@@ -106,28 +156,32 @@ impl Pass<'_> {
     }
 
     /// The best agent for the job, which then has that much less room.
-    fn take_agent(&mut self, job: &Job) -> Option<(AgentId, Incarnation)> {
-        let definition = &job.definition;
-        let needs = definition.resources;
-        let fits = |free: &&Free| {
-            needs.fits(Resources { cpu_milli: free.cpu_milli, memory_mib: free.memory_mib })
-        };
-        // Another agent than the last time is worth more than any room.
-        let rank = |free: &Free| (job.agent != Some(free.agent.0), *free);
-        let mut best: Option<(&[String], Free)> = None;
-        for (labels, agents) in &self.agents {
-            if !definition.labels.iter().all(|label| labels.contains(label)) {
-                continue;
-            }
-            let fitting = agents.iter().rev().filter(fits).take(2);
-            if let Some(free) = fitting.max_by_key(|free| rank(free))
-                && best.is_none_or(|(_, other)| rank(&other) < rank(free))
-            {
-                best = Some((labels, *free));
+    fn take_agent(&mut self, job: &Job, lane: &'a Lane) -> Option<(AgentId, Incarnation)> {
+        let needs = job.definition.resources;
+        let wish = wish(job, self.state.now());
+        let classes = &self.classes;
+        let admitted = self
+            .admitted
+            .entry(lane)
+            .or_insert_with(|| (0..classes.len()).filter(|at| classes[*at].admits(lane)).collect());
+        let mut best = None;
+        for &at in admitted.iter() {
+            let class = &classes[at];
+            let kind = wish.is_none_or(|wanted| wanted == class.provisioning);
+            let pool = job.avoid_pool.as_deref() != Some(class.pool);
+            let fits = |free: &&Free| {
+                needs.fits(Resources { cpu_milli: free.cpu_milli, memory_mib: free.memory_mib })
+            };
+            // The last attempt's agent is one, so that the best of two is another one.
+            for free in class.free.iter().rev().filter(fits).take(2) {
+                let rank = (kind, pool, job.agent != Some(free.agent.0), *free);
+                if best.is_none_or(|(other, _)| other < rank) {
+                    best = Some((rank, at));
+                }
             }
         }
-        let (labels, free) = best?;
-        let agents = self.agents.get_mut(labels)?;
+        let ((.., free), at) = best?;
+        let agents = &mut self.classes[at].free;
         agents.remove(&free);
         if free.slots > 1 {
             agents.insert(Free {
@@ -136,8 +190,8 @@ impl Pass<'_> {
                 memory_mib: free.memory_mib.saturating_sub(needs.memory_mib),
                 ..free
             });
-        } else if agents.is_empty() {
-            self.agents.remove(labels);
+        } else {
+            self.free -= 1;
         }
         Some((free.agent.0, free.incarnation))
     }

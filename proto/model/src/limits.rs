@@ -77,6 +77,11 @@ pub const CLAIMS_PER_LEASE_MAX: usize = 64;
 /// Most runs that one proposal retires.
 pub const RUNS_PER_RETIREMENT_MAX: usize = 256;
 
+/// How much longer than another a job must have waited to go before it, for each step
+/// that its priority is smaller by, milliseconds. So the longest that the highest priority
+/// can keep a job waiting is bounded.
+pub const PRIORITY_STEP_MS: i64 = 60_000;
+
 /// Most labels that a job may ask for, or an agent may have.
 pub const LABELS_MAX: usize = 32;
 

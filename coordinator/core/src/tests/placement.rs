@@ -34,6 +34,61 @@ fn priority_goes_before_age() {
 }
 
 #[test]
+fn a_job_has_a_priority_of_its_own_and_nothing_waits_for_ever() {
+    check(
+        "0s   agent A1 slots=1
+         0s   admit R1 a(prio=-3) b
+         0s   show place agent-1   -> job-2 agent-1
+         181s admit R2 c d(prio=1)
+         181s show queue           -> job-2 job-4 job-1 job-3",
+    );
+}
+
+#[test]
+fn spot_machines_are_for_those_who_want_them() {
+    check(
+        "0s  agent A1 slots=1 pool=spot spot
+         0s  agent A2 slots=3 pool=steady
+         0s  admit R1 a(spot=never) b(spot=only) c(spot=only) d(spot=prefer) e
+         0s  show place agent-1 agent-2 -> job-1 agent-2, job-2 agent-1, job-4 agent-2, job-5 agent-2
+         0s  assign job-1 agent-1       -> not job-1: job does not run on machines of this kind
+         0s  assign job-2 agent-2       -> not job-2: job does not run on machines of this kind
+         1s  admit R2 f(spot=prefer) priority=1
+         1s  show place agent-1 agent-2 -> job-6 agent-1, job-1 agent-2, job-4 agent-2, job-5 agent-2",
+    );
+}
+
+#[test]
+fn a_preempted_job_avoids_its_pool_and_prefers_machines_that_stay() {
+    check(
+        "0s  agent A1 slots=9 pool=a spot
+         0s  admit R1 j(spot=prefer) k(spot=only)
+         0s  assign job-1 agent-1 job-2 agent-1
+         1s  release L1 preempted started
+         1s  release L2 preempted started
+         1s  show place agent-1                 -> job-1 agent-1, job-2 agent-1
+         2s  agent A2 slots=5 pool=a spot
+         2s  agent A3 slots=1 pool=b spot
+         2s  show place agent-1 agent-2 agent-3 -> job-1 agent-3, job-2 agent-2
+         3s  agent A4 slots=1 pool=steady
+         3s  show place agent-1 agent-2 agent-3 agent-4 -> job-1 agent-4, job-2 agent-3",
+    );
+}
+
+#[test]
+fn a_near_deadline_decides_before_cost() {
+    check(
+        "0s  agent A1 slots=9 pool=a spot
+         0s  agent A2 slots=1 pool=steady
+         0s  admit R1 j(spot=prefer,due=60000)
+         29s agent A3
+         29s show place agent-1 agent-2   -> job-1 agent-1
+         30s agent A3
+         30s show place agent-1 agent-2   -> job-1 agent-2",
+    );
+}
+
+#[test]
 fn another_attempt_goes_to_another_agent_where_there_is_one() {
     check(
         "0s  agent A1 slots=9

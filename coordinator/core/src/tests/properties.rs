@@ -149,7 +149,11 @@ fn finish_everything(stage: &mut Stage) {
     let name = stage.state.agents().next().map_or("a0".into(), |a| a.definition.name.clone());
     let agent = NewAgent { labels: vec!["x".into(), "y".into()], ..new_agent(name, 9) };
     let agent = NewAgent { resources: Resources { cpu_milli: 999, memory_mib: 999 }, ..agent };
+    let spot = NewAgent { provisioning: Provisioning::Spot, ..agent.clone() };
     stage.apply(now, Proposal::RegisterAgent { agent }).unwrap();
+    let others = stage.state.agents().skip(1).map(|agent| agent.definition.name.clone());
+    let name = others.last().unwrap_or_else(|| "another".into());
+    stage.apply(now, Proposal::RegisterAgent { agent: NewAgent { name, ..spot } }).unwrap();
     for _ in 0..10_000 {
         let state = &stage.state;
         let unsealed = state.open_runs().find(|run| !run.sealed);
@@ -307,6 +311,9 @@ fn jobs(count: u8, seed: u8) -> Vec<NewJob> {
         "g(cpu=500,mem=20,needed)",
         "h/0(max=2)",
         "h/1(max=2,needed)",
+        "l(spot=never,prio=5)",
+        "m(spot=only,on=x)",
+        "n(spot=prefer,due=100,retry=1)",
         "i(group=g)",
         "j(group=g,cancels,retry=1)",
         "k(group=h,queues,needed)",
@@ -322,7 +329,10 @@ fn new_agent(name: String, slots: u8) -> NewAgent {
     NewAgent {
         name,
         pool: "pool".into(),
-        provisioning: Provisioning::Spot,
+        provisioning: match slots % 2 {
+            0 => Provisioning::Spot,
+            _ => Provisioning::OnDemand,
+        },
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         slots: u32::from(slots),
         resources: Resources { cpu_milli: 1_000, memory_mib: 30 },
