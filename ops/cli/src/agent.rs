@@ -25,7 +25,7 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 ///
 /// [`Failure`] where it cannot start, or its user may not do what `--user` asks for.
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
-    let coordinators = Coordinators::new(Endpoint::read_all(&args.coordinator)?);
+    let coordinators = Coordinators::new(Endpoint::read_all(&args.coordinator)?, None);
     let name = match args.name {
         Some(name) => name,
         None => nix::unistd::gethostname()

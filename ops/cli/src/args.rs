@@ -136,11 +136,12 @@ pub struct Coordinated {
 /// Which farm is spoken to. What is said here is stronger than the environment.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Farm {
-    /// unix:/PATH or http://127.0.0.1:PORT; of several coordinators any, or all, separated
-    /// by commas [env: STEADING_COORDINATOR]
+    /// https://HOST:PORT, unix:/PATH or http://127.0.0.1:PORT; of several coordinators any,
+    /// or all, separated by commas [env: STEADING_COORDINATOR]
     #[arg(long, value_name = "ENDPOINT,...")]
     pub coordinator: Option<String>,
-    /// A file that says where the coordinators are [env: STEADING_CONTEXT]
+    /// A file that says where the coordinators are, and which certificate to show to them
+    /// [env: STEADING_CONTEXT]
     #[arg(long, value_name = "FILE")]
     pub context: Option<PathBuf>,
 }

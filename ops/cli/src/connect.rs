@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use steading_proto::tls::{self, Identity};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Endpoint as TonicEndpoint, Uri};
@@ -30,6 +31,8 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// `http://HOST:PORT`, plain text, this machine only.
     Loopback(Uri),
+    /// `https://HOST:PORT`, mTLS.
+    Tls(String),
 }
 
 /// Bytes both ways, over whatever it is.
@@ -43,11 +46,11 @@ pub type Stream = Box<dyn Bytes>;
 /// Why a text is no endpoint. Always the caller's mistake.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    #[error("`{0}` is no endpoint\n  hint: write unix:/PATH or http://127.0.0.1:PORT")]
+    #[error("`{0}` is no endpoint\n  hint: write https://HOST:PORT, or unix:/PATH")]
     Form(String),
     #[error(
         "`{0}` is not on this machine, and plain text does not leave it\n  \
-         hint: write unix:/PATH or http://127.0.0.1:PORT"
+         hint: write https://HOST:PORT, unix:/PATH or http://127.0.0.1:PORT"
     )]
     NotLoopback(String),
 }
@@ -61,6 +64,10 @@ impl std::str::FromStr for Endpoint {
             // `unix:///path` is what gRPC's own names look like.
             let path = path.strip_prefix("//").unwrap_or(path);
             return if path.is_empty() { Err(form()) } else { Ok(Self::Unix(path.into())) };
+        }
+        if text.starts_with("https://") {
+            let authority = tls::authority(text).map_err(|_| form())?;
+            return Ok(Self::Tls(format!("https://{authority}")));
         }
         let uri: Uri = text.parse().map_err(|_| form())?;
         if uri.scheme_str() != Some("http") || uri.port_u16().is_none() {
@@ -78,6 +85,7 @@ impl std::fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Loopback(uri) => write!(f, "{}", uri.to_string().trim_end_matches('/')),
+            Self::Tls(endpoint) => f.write_str(endpoint),
         }
     }
 }
@@ -105,16 +113,18 @@ impl Endpoint {
     pub const fn is_like(&self, other: &Self) -> bool {
         matches!(
             (self, other),
-            (Self::Unix(_), Self::Unix(_)) | (Self::Loopback(_), Self::Loopback(_))
+            (Self::Unix(_), Self::Unix(_))
+                | (Self::Loopback(_), Self::Loopback(_))
+                | (Self::Tls(_), Self::Tls(_))
         )
     }
 
-    /// Opens a connection.
+    /// Opens a connection, where the endpoint asks for it as `identity`.
     ///
     /// # Errors
     ///
-    /// What the system says.
-    pub async fn open(&self) -> std::io::Result<Stream> {
+    /// What the system or the handshake says.
+    pub async fn open(&self, identity: Option<&Identity>) -> std::io::Result<Stream> {
         match self {
             Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
             Self::Loopback(uri) => {
@@ -123,6 +133,10 @@ impl Endpoint {
                 stream.set_nodelay(true)?;
                 Ok(Box::new(stream))
             }
+            Self::Tls(endpoint) => match identity {
+                Some(identity) => Ok(Box::new(tls::dial_stream(endpoint, identity).await?)),
+                None => Err(std::io::Error::other("no certificate to show")),
+            },
         }
     }
 }
@@ -205,7 +219,8 @@ mod tests {
         check("http://127.0.0.1:7070", "http://127.0.0.1:7070");
         check("http://[::1]:7070/", "http://[::1]:7070");
         check("http://localhost:1", "http://localhost:1");
-        for text in ["", "unix:", "127.0.0.1:7070", "http://127.0.0.1", "https://127.0.0.1:1"] {
+        check("https://10.0.0.1:7070/", "https://10.0.0.1:7070");
+        for text in ["", "unix:", "127.0.0.1:7070", "http://127.0.0.1", "https://10.0.0.1"] {
             check(text, "form");
         }
         check("http://10.0.0.1:7070", "not loopback");

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use steading_proto::tls::Identity;
+
 use crate::args;
 use crate::connect::Endpoint;
 use crate::coordinators::Coordinators;
@@ -114,9 +116,27 @@ fn said(farm: &args::Farm, variable: impl Fn(&str) -> Option<String>) -> Option<
 
 fn named(said: Said) -> Result<Named, Failure> {
     let context = said.context.as_deref().map(Context::load).transpose()?;
-    let listed = context.map(|context| context.coordinators.join(","));
+    let (listed, identity) = match context {
+        Some(context) => (Some(context.coordinators.join(",")), context.identity),
+        None => (None, None),
+    };
     let name = said.coordinator.or(listed).unwrap_or_default();
-    let coordinators = Coordinators::new(Endpoint::read_all(&name)?);
+    let endpoints = Endpoint::read_all(&name)?;
+    let secure = endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Tls(_)));
+    let identity = match identity {
+        Some(dir) if secure => {
+            let loaded = Identity::load(&dir);
+            Some(loaded.with_context(|| format!("cannot use the identity `{}`", dir.display()))?)
+        }
+        None if secure => {
+            return Err(Failure::usage(format!(
+                "`{name}` wants to know who asks\n  hint: name a context with an `identity` by \
+                 --context or {CONTEXT}"
+            )));
+        }
+        _ => None,
+    };
+    let coordinators = Coordinators::new(endpoints, identity);
     Ok(Named { coordinators, name, arguments: said.arguments })
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use steading_cas::{Blobs, BlobsError, RemoteBlobs};
+use steading_proto::tls::Identity;
 use steading_proto::{leader, v1};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -29,6 +30,10 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(3);
 /// A connection on which something is waited for is asked for a sign of life this
 /// often, and given up when none comes for as long.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
+
+/// So many times in all a replica may say that it knows no leader before another one is
+/// asked.
+const REFUSALS_MAX: u32 = 2;
 
 /// Largest message that a coordinator may send, bytes: a run with all its jobs.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -48,6 +53,8 @@ pub struct Coordinators {
 struct Route {
     /// None: the connection is to this process, and there is no other.
     endpoints: Vec<Endpoint>,
+    /// Who this is, for those that ask.
+    identity: Option<Arc<Identity>>,
     state: Mutex<State>,
 }
 
@@ -61,14 +68,16 @@ struct State {
     current: Option<Endpoint>,
     /// Counts connections.
     connection: u64,
+    /// Requests over this one that were refused for want of a leader.
+    refusals: u32,
     /// Breaks the connection.
     leave: CancellationToken,
 }
 
 impl Coordinators {
     /// Those that listen there. Nothing is connected before the first request.
-    pub fn new(endpoints: Vec<Endpoint>) -> Self {
-        let route = Arc::new(Route { endpoints, state: Mutex::default() });
+    pub fn new(endpoints: Vec<Endpoint>, identity: Option<Arc<Identity>>) -> Self {
+        let route = Arc::new(Route { endpoints, identity, state: Mutex::default() });
         let connector = Arc::clone(&route);
         let channel = no_address()
             .http2_keep_alive_interval(SILENCE_MAX)
@@ -82,7 +91,8 @@ impl Coordinators {
 
     /// The one at the other end of this channel.
     pub fn here(channel: Channel) -> Self {
-        Self { channel, route: Arc::new(Route { endpoints: Vec::new(), state: Mutex::default() }) }
+        let route = Route { endpoints: Vec::new(), identity: None, state: Mutex::default() };
+        Self { channel, route: Arc::new(route) }
     }
 
     /// The channel to whichever of them answers.
@@ -172,7 +182,7 @@ impl Route {
     async fn connect(&self) -> io::Result<Leaving> {
         let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for (endpoint, next) in self.candidates() {
-            match tokio::time::timeout(ATTEMPT_MAX, endpoint.open()).await {
+            match tokio::time::timeout(ATTEMPT_MAX, endpoint.open(self.identity.as_deref())).await {
                 Ok(Ok(stream)) => return Ok(self.connected(endpoint, next, stream)),
                 Ok(Err(error)) => failed = error,
                 Err(_) => failed = io::Error::from(io::ErrorKind::TimedOut),
@@ -196,6 +206,7 @@ impl Route {
         state.next = next;
         state.current = Some(endpoint);
         state.connection += 1;
+        state.refusals = 0;
         state.leave = CancellationToken::new();
         let left = Box::pin(state.leave.clone().cancelled_owned());
         Leaving { stream, left }
@@ -210,7 +221,10 @@ impl Route {
         let hint = leader.and_then(|text| text.parse().ok());
         let hint =
             hint.filter(|hint| self.may_be_followed(hint) && Some(hint) != state.current.as_ref());
-        if hint.is_some() || self.endpoints.len() > 1 {
+        // Once may happen to any replica whose leader has just died.
+        state.refusals += 1;
+        let is_lost = state.refusals >= REFUSALS_MAX && self.endpoints.len() > 1;
+        if hint.is_some() || is_lost {
             state.hint = hint;
             state.leave.cancel();
         }
@@ -305,6 +319,8 @@ mod tests {
         let mut stream = route.connect().await.unwrap();
         route.leave(0, None);
         assert!(!route.lock().leave.is_cancelled(), "an earlier connection was meant");
+        route.leave(1, None);
+        assert!(!route.lock().leave.is_cancelled(), "once is not for ever");
         route.leave(1, Some(&farm.endpoint(2).to_string()));
         let error = stream.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
@@ -320,6 +336,8 @@ mod tests {
         let route = farm.route();
         let _stream = route.connect().await.unwrap();
         route.leave(1, Some("http://127.0.0.1:1"));
+        route.leave(1, Some("http://127.0.0.1:1"));
+        assert!(route.lock().leave.is_cancelled());
         assert_eq!(route.lock().hint, None);
     }
 
@@ -348,7 +366,7 @@ mod tests {
 
         fn route(&self) -> Route {
             let endpoints = (0..3).map(|number| self.endpoint(number)).collect();
-            Route { endpoints, state: Mutex::default() }
+            Route { endpoints, identity: None, state: Mutex::default() }
         }
 
         fn connected(&self, route: &Route) -> String {

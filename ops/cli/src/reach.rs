@@ -62,7 +62,7 @@ impl Reach {
         }
         let socket = local::socket(&state);
         if tokio::net::UnixStream::connect(&socket).await.is_ok() {
-            let coordinators = Coordinators::new(vec![Endpoint::Unix(socket)]);
+            let coordinators = Coordinators::new(vec![Endpoint::Unix(socket)], None);
             return Ok(Self::remote(coordinators, arguments));
         }
         let farm = Farm::start(&state).await?;
