@@ -1,6 +1,7 @@
-//! Does what the core asks for. Effects are hints: after some were missed, or when
-//! this replica becomes the leader, everything is derived from the state again.
+//! Does what the core asks for, as long as this replica leads. Effects are hints: after
+//! some were missed, and in each new term, everything is derived from the state again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use steading_core::{Effect, Lease, Resolution, State};
@@ -9,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claims::{Claims, Decision};
 use crate::dispatcher::Dispatcher;
+use crate::leadership::{Leadership, Standing};
 use crate::leases::Leases;
 use crate::logs::Logs;
 use crate::planner::Planner;
 use crate::progress::Progress;
-use crate::replica::{Notice, ProposeError, Replica};
+use crate::replica::{Notice, Replica};
 use crate::run_watch::RunWatch;
 use crate::sessions::{self, Sessions};
 
@@ -21,6 +23,7 @@ use crate::sessions::{self, Sessions};
 #[derive(Debug)]
 pub(crate) struct Effects {
     pub(crate) replica: Replica,
+    pub(crate) leadership: Leadership,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) leases: Arc<Leases>,
     pub(crate) claims: Arc<Claims>,
@@ -40,9 +43,15 @@ impl Effects {
         mut notices: mpsc::Receiver<Notice>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
+        let mut leadership = self.leadership.clone();
+        // The term that has begun here.
+        let mut begun = None;
         loop {
+            self.stand(leadership.standing(), &mut begun);
             let notice = tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
+                _ = leadership.changed() => continue,
                 notice = notices.recv() => notice,
             };
             match notice {
@@ -51,30 +60,54 @@ impl Effects {
                         self.route(effect);
                     }
                 }
-                Some(Notice::Resync) => self.resync().await,
+                Some(Notice::Resync) => match begun {
+                    Some(_) => self.resync(),
+                    None => self.leadership.leads_alone(),
+                },
                 None => anyhow::bail!("the replica has stopped by itself; its log says why"),
             }
         }
     }
 
-    /// Begins anew: every lease lasts its full time from this leader's first commit, which
-    /// the barrier waits for.
-    async fn resync(&self) {
-        match self.replica.read_barrier().await {
-            Ok(()) => (),
-            // Another replica leads: it resyncs. Or this one will, and says so again.
-            Err(ProposeError::NotLeader | ProposeError::Stopped | ProposeError::Unknown) => return,
-            Err(error) => {
-                tracing::warn!(%error, "resync without a barrier");
-            }
+    /// Begins a term, or ends it. Who is connected for its sake sees to itself.
+    fn stand(&self, standing: Standing, begun: &mut Option<u64>) {
+        let leads = standing.leads.then_some(standing.term);
+        if *begun == leads {
+            return;
         }
+        if begun.is_some() {
+            self.leases.end_term();
+            self.progress.clear();
+            self.planner.forget();
+        }
+        if let Some(term) = leads {
+            tracing::info!(term, "this replica leads");
+            // Everything before the term is applied, the term's first entry committed.
+            let state = self.replica.view();
+            self.leases.begin_term(term, state.leased().filter_map(|job| job.lease()));
+            self.derive(&state);
+        } else {
+            tracing::info!(term = standing.term, "this replica leads no longer");
+        }
+        self.watch.all_changed();
+        *begun = leads;
+    }
+
+    /// Some effects were missed.
+    fn resync(&self) {
         let state = self.replica.view();
-        self.leases.begin_term(state.leased().filter_map(|job| job.lease()));
-        self.recheck_waits(&state);
+        let held: BTreeSet<Lease> = state.leased().filter_map(|job| job.lease()).collect();
+        self.leases.resync(&held);
+        self.derive(&state);
+        self.watch.all_changed();
+    }
+
+    /// Everything that is to be done, from the state alone.
+    fn derive(&self, state: &State) {
+        self.recheck_waits(state);
         for effect in state.outstanding() {
             self.route(effect);
         }
-        self.watch.all_changed();
         self.dispatcher.wake();
         self.run_finished.notify_one();
     }

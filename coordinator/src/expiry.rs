@@ -6,6 +6,7 @@ use std::time::Duration;
 use steading_core::Proposal;
 use tokio_util::sync::CancellationToken;
 
+use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::replica::{ProposeError, Replica};
 
@@ -17,12 +18,19 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Runs until `stop`.
 pub(crate) async fn run(
     replica: Replica,
+    leadership: Leadership,
     leases: Arc<Leases>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let sweep = async {
         loop {
-            let overdue = leases.overdue(LEASES_PER_PROPOSAL_MAX).await;
+            let (term, overdue) = leases.overdue(LEASES_PER_PROPOSAL_MAX).await;
+            let standing = leadership.standing();
+            // A leader in between may have renewed them.
+            if !standing.leads || standing.term != term {
+                leases.not_expired(&overdue);
+                continue;
+            }
             tracing::warn!(leases = overdue.len(), "leases were not renewed in time");
             match replica.propose(Proposal::ExpireLeases { leases: overdue.clone() }).await {
                 Ok(_) => overdue.iter().for_each(|lease| leases.ended(*lease)),

@@ -40,6 +40,8 @@ struct Inner {
     expiring: BTreeSet<Lease>,
     /// When the deadlines were last looked at; none while there are none.
     looked: Option<Instant>,
+    /// The term in which this replica leads: only a leader counts.
+    term: Option<u64>,
 }
 
 impl Leases {
@@ -48,7 +50,7 @@ impl Leases {
         let first;
         {
             let mut inner = self.lock();
-            if inner.deadlines.contains_key(&lease) {
+            if inner.term.is_none() || inner.deadlines.contains_key(&lease) {
                 return;
             }
             first = inner.by_time.is_empty();
@@ -62,10 +64,14 @@ impl Leases {
     }
 
     /// Prolongs those leases whose renewal is about to be acknowledged, and returns
-    /// them. One that is being expired is left out: its fate is the log's to tell.
+    /// them. One that is being expired is left out: its fate is the log's to tell. None
+    /// are, where this replica leads no longer.
     pub(crate) fn renew(&self, leases: &[Lease]) -> Vec<Lease> {
         let deadline = Instant::now() + LEASE;
         let mut inner = self.lock();
+        if inner.term.is_none() {
+            return Vec::new();
+        }
         let mut renewed = Vec::with_capacity(leases.len());
         for &lease in leases {
             if !inner.expiring.contains(&lease) {
@@ -85,15 +91,44 @@ impl Leases {
         inner.expiring.remove(&lease);
     }
 
-    /// A new leader's grace: every lease lasts one full time from now. Called after
-    /// this leader's first commit, with all leases of the state. Those that are being
-    /// expired are the sweep's to decide.
-    pub(crate) fn begin_term(&self, leases: impl IntoIterator<Item = Lease>) {
+    /// A new leader's grace: every lease lasts one full time from now. Called once a term,
+    /// after this leader's first commit, with all leases of the state. Those that are
+    /// being expired are the sweep's to decide.
+    pub(crate) fn begin_term(&self, term: u64, leases: impl IntoIterator<Item = Lease>) {
         let deadline = Instant::now() + LEASE;
         let mut inner = self.lock();
+        inner.term = Some(term);
         inner.deadlines.clear();
         inner.by_time.clear();
         for lease in leases {
+            if !inner.expiring.contains(&lease) {
+                inner.set(lease, deadline);
+            }
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// This replica leads no longer: the deadlines are another one's to keep.
+    pub(crate) fn end_term(&self) {
+        let mut inner = self.lock();
+        inner.term = None;
+        inner.deadlines.clear();
+        inner.by_time.clear();
+        inner.looked = None;
+    }
+
+    /// Some changes were missed: what is held now begins to count, if it does not yet,
+    /// and what is no more does not any longer.
+    pub(crate) fn resync(&self, leases: &BTreeSet<Lease>) {
+        let deadline = Instant::now() + LEASE;
+        let mut inner = self.lock();
+        if inner.term.is_none() {
+            return;
+        }
+        let known: BTreeSet<Lease> = inner.deadlines.keys().copied().collect();
+        known.difference(leases).for_each(|lease| inner.remove(*lease));
+        for &lease in leases.difference(&known) {
             if !inner.expiring.contains(&lease) {
                 inner.set(lease, deadline);
             }
@@ -108,7 +143,7 @@ impl Leases {
         let deadline = Instant::now() + LEASE;
         let mut inner = self.lock();
         for lease in leases {
-            if inner.expiring.remove(lease) {
+            if inner.expiring.remove(lease) && inner.term.is_some() {
                 inner.set(*lease, deadline);
             }
         }
@@ -117,18 +152,19 @@ impl Leases {
     }
 
     /// Waits until leases are overdue and marks them as expiring, until the caller says
-    /// [`Leases::ended`] or [`Leases::not_expired`]. At most `max`.
+    /// [`Leases::ended`] or [`Leases::not_expired`]. At most `max`, with the term whose
+    /// deadlines they missed.
     ///
     /// Where this process itself stood still, every lease begins anew, as in a new term.
-    pub(crate) async fn overdue(&self, max: usize) -> Vec<Lease> {
+    pub(crate) async fn overdue(&self, max: usize) -> (u64, Vec<Lease>) {
         loop {
             let next = {
                 let mut inner = self.lock();
                 let now = Instant::now();
                 inner.forgive_stall(now);
                 let due = inner.take_overdue(now, max);
-                if !due.is_empty() {
-                    return due;
+                if let (Some(term), false) = (inner.term, due.is_empty()) {
+                    return (term, due);
                 }
                 let first = inner.by_time.first().map(|(deadline, _)| *deadline);
                 inner.looked = first.map(|_| now);
@@ -198,71 +234,108 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_expires_one_full_time_after_its_last_renewal() {
-        let leases = Leases::default();
+        let leases = leading();
         let start = Instant::now();
         leases.granted(lease(1));
         leases.granted(lease(2));
         tokio::time::advance(LEASE / 2).await;
         assert_eq!(leases.renew(&[lease(2)]), [lease(2)]);
-        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(leases.overdue(10).await.1, [lease(1)]);
         assert_eq!(start.elapsed(), LEASE);
-        assert_eq!(leases.overdue(10).await, [lease(2)]);
+        assert_eq!(leases.overdue(10).await.1, [lease(2)]);
         assert_eq!(start.elapsed(), LEASE + LEASE / 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_chosen_for_expiry_is_not_acknowledged_again() {
-        let leases = Leases::default();
+        let leases = leading();
         leases.granted(lease(1));
-        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(leases.overdue(10).await.1, [lease(1)]);
         assert_eq!(leases.renew(&[lease(1)]), []);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_could_not_be_expired_begins_anew() {
-        let leases = Leases::default();
+        let leases = leading();
         leases.granted(lease(1));
-        let overdue = leases.overdue(10).await;
+        let (_, overdue) = leases.overdue(10).await;
         // A resync meanwhile changes nothing: the proposal may be applied yet.
-        leases.begin_term([lease(1)]);
+        leases.begin_term(1, [lease(1)]);
         assert_eq!(leases.renew(&[lease(1)]), []);
         leases.not_expired(&overdue);
         let start = Instant::now();
         assert_eq!(leases.renew(&[lease(1)]), [lease(1)]);
-        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(leases.overdue(10).await.1, [lease(1)]);
         assert_eq!(start.elapsed(), LEASE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_new_term_gives_every_lease_its_full_time() {
-        let leases = Leases::default();
+        let leases = leading();
         leases.granted(lease(1));
         tokio::time::advance(LEASE - Duration::from_secs(1)).await;
-        leases.begin_term([lease(1), lease(2)]);
+        leases.begin_term(1, [lease(1), lease(2)]);
         let start = Instant::now();
-        assert_eq!(leases.overdue(10).await, [lease(1), lease(2)]);
+        assert_eq!(leases.overdue(10).await.1, [lease(1), lease(2)]);
         assert_eq!(start.elapsed(), LEASE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_coordinator_that_stood_still_blames_no_agent() {
-        let leases = Leases::default();
+        let leases = leading();
         leases.granted(lease(1));
         let none = tokio::time::timeout(LEASE / 2, leases.overdue(10)).await;
         assert!(none.is_err());
         tokio::time::advance(LEASE * 2).await;
         let start = Instant::now();
-        assert_eq!(leases.overdue(10).await, [lease(1)]);
+        assert_eq!(leases.overdue(10).await.1, [lease(1)]);
         assert_eq!(start.elapsed(), LEASE);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_does_not_lead_counts_nothing() {
+        let leases = leading();
+        leases.granted(lease(1));
+        leases.granted(lease(2));
+        tokio::time::advance(LEASE / 2).await;
+        leases.renew(&[lease(2)]);
+        let (_, overdue) = leases.overdue(10).await;
+        leases.end_term();
+        leases.not_expired(&overdue);
+        leases.granted(lease(3));
+        leases.resync(&BTreeSet::from([lease(4)]));
+        assert_eq!(leases.renew(&[lease(2)]), []);
+        let none = tokio::time::timeout(LEASE * 3, leases.overdue(10)).await;
+        assert!(none.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missed_changes_prolong_no_lease() {
+        let leases = leading();
+        leases.granted(lease(1));
+        leases.granted(lease(2));
+        let start = Instant::now();
+        tokio::time::advance(LEASE / 2).await;
+        leases.resync(&BTreeSet::from([lease(2), lease(3)]));
+        assert_eq!(leases.overdue(10).await.1, [lease(2)]);
+        assert_eq!(start.elapsed(), LEASE);
+        assert_eq!(leases.overdue(10).await.1, [lease(3)]);
+        assert_eq!(start.elapsed(), LEASE + LEASE / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_ended_lease_never_expires() {
-        let leases = Leases::default();
+        let leases = leading();
         leases.granted(lease(1));
         leases.ended(lease(1));
         let none = tokio::time::timeout(LEASE * 3, leases.overdue(10)).await;
         assert!(none.is_err());
+    }
+
+    fn leading() -> Leases {
+        let leases = Leases::default();
+        leases.begin_term(1, []);
+        leases
     }
 
     fn lease(job: u64) -> Lease {

@@ -64,6 +64,11 @@ impl Planner {
         self.wake.notify_one();
     }
 
+    /// Plans are another leader's to make.
+    pub(crate) fn forget(&self) {
+        self.lock().clear();
+    }
+
     /// Plans what is due until `stop`.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut plans: JoinSet<RunId> = JoinSet::new();

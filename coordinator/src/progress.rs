@@ -73,6 +73,11 @@ impl Progress {
         }
     }
 
+    /// Forgets everything: agents tell another leader from now on.
+    pub(crate) fn clear(&self) {
+        self.lock().runs.clear();
+    }
+
     /// The run has ended, and with it all its leases.
     pub(crate) fn run_ended(&self, run: RunId) {
         self.lock().runs.remove(&run);

@@ -1,10 +1,18 @@
 //! Wakes those who watch a run.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use steading_model::RunId;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::leadership::Leadership;
+use crate::replica::Replica;
+
+/// Least time between two looks at what a replica that does not lead was told.
+const COALESCE: Duration = Duration::from_millis(30);
 
 /// One channel per run that somebody watches.
 #[derive(Debug, Default)]
@@ -44,6 +52,29 @@ impl RunWatch {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, watch::Sender<u64>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes everybody who watches here while this replica follows another one: which runs
+/// changed is told to the leader alone.
+pub(crate) async fn follow(
+    replica: Replica,
+    leadership: Leadership,
+    watch: Arc<RunWatch>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut changes = replica.changes();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = changes.changed() => if changed.is_err() {
+                anyhow::bail!("the replica has stopped by itself; its log says why");
+            }
+        }
+        if leadership.term().is_err() {
+            watch.all_changed();
+            stop.run_until_cancelled(tokio::time::sleep(COALESCE)).await;
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router};
+use tower::layer::util::{Identity, Stack};
 
 use crate::api::agents::AgentsService;
 use crate::api::pipelines::PipelinesService;
@@ -23,12 +24,14 @@ use crate::config::{Config, ObjectStore};
 use crate::dispatcher::Dispatcher;
 use crate::documents::Documents;
 use crate::effects::Effects;
+use crate::forward::{Forward, ForwardLayer};
+use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::logs::Logs;
 use crate::planner::Planner;
 use crate::progress::Progress;
 use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread};
-use crate::run_watch::RunWatch;
+use crate::run_watch::{self, RunWatch};
 use crate::secrets::Sealer;
 use crate::sessions::Sessions;
 use crate::{expiry, origin, retention};
@@ -71,6 +74,7 @@ pub struct Coordinator {
 #[derive(Clone, Debug)]
 struct Parts {
     replica: Replica,
+    leadership: Leadership,
     documents: Arc<Documents>,
     actions: ActionCache,
     logs: Arc<Logs>,
@@ -122,8 +126,8 @@ impl Coordinator {
         coordinator.start_tasks(notices);
         // What the log holds is applied before the first question is answered: an agent
         // that comes back must not hear that its lease is not known.
-        let current = coordinator.parts.replica.read_barrier();
-        if !matches!(tokio::time::timeout(CURRENT_MAX, current).await, Ok(Ok(()))) {
+        let leads = coordinator.parts.leadership.clone().leads();
+        if tokio::time::timeout(CURRENT_MAX, leads).await.is_err() {
             tracing::warn!("serving before the whole log is known to be applied");
         }
         Ok(coordinator)
@@ -224,6 +228,7 @@ impl Coordinator {
         let planner = Arc::new(Planner::new(parts.replica.clone(), Arc::clone(&parts.documents)));
         let effects = Effects {
             replica: parts.replica.clone(),
+            leadership: parts.leadership.clone(),
             sessions: Arc::clone(&parts.sessions),
             leases: Arc::clone(&parts.leases),
             claims: Arc::clone(&parts.claims),
@@ -238,7 +243,10 @@ impl Coordinator {
         self.task("dispatcher", dispatcher.run(stop()));
         self.task("planner", planner.run(stop()));
         let leases = Arc::clone(&parts.leases);
-        self.task("expiry", expiry::run(parts.replica.clone(), leases, stop()));
+        let (replica, leadership) = (parts.replica.clone(), parts.leadership.clone());
+        self.task("expiry", expiry::run(replica.clone(), leadership.clone(), leases, stop()));
+        let watch = Arc::clone(&parts.watch);
+        self.task("watches", run_watch::follow(replica, leadership, watch, stop()));
         let logs = Arc::clone(&parts.logs);
         let (replica, keep) = (parts.replica.clone(), parts.finished_runs_kept);
         self.task("retention", retention::run(replica, logs, run_finished, keep, stop()));
@@ -261,10 +269,14 @@ impl Coordinator {
         });
     }
 
-    fn router(&self, stop: &CancellationToken) -> anyhow::Result<Router> {
+    fn router(
+        &self,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Router<Stack<ForwardLayer, Identity>>> {
         let parts = &self.parts;
         let pipelines = PipelinesService {
             replica: parts.replica.clone(),
+            leadership: parts.leadership.clone(),
             documents: Arc::clone(&parts.documents),
             logs: Arc::clone(&parts.logs),
             progress: Arc::clone(&parts.progress),
@@ -275,6 +287,7 @@ impl Coordinator {
         };
         let agents = AgentsService {
             replica: parts.replica.clone(),
+            leadership: parts.leadership.clone(),
             documents: Arc::clone(&parts.documents),
             logs: Arc::clone(&parts.logs),
             sessions: Arc::clone(&parts.sessions),
@@ -285,6 +298,8 @@ impl Coordinator {
             tasks: self.streams.clone(),
             stop: stop.clone(),
         };
+        let dial: crate::forward::Dial = Arc::new(|_| anyhow::bail!("alone"));
+        let forward = Forward::new(parts.leadership.clone(), dial, stop.clone());
         let cache = steading_cas::server::services(parts.documents.front().clone());
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
@@ -298,6 +313,7 @@ impl Coordinator {
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .layer(ForwardLayer(forward))
             .add_service(pipelines)
             .add_service(agents)
             .add_service(cache.cas)
@@ -333,6 +349,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         Options { segment_bytes: config.segment_bytes, ..Options::server(dir.join("replica")) };
     let (replica, thread, notices) = Replica::start(options).context("start the replica")?;
     let parts = Parts {
+        leadership: Leadership::new(replica.clone(), 1),
         replica,
         documents: Arc::new(Documents::new(front, sealer)),
         actions,

@@ -21,6 +21,7 @@ use super::{Answers, append_log, convert, session};
 use crate::blocking::blocking;
 use crate::claims::{Claims, Decision, Wait};
 use crate::documents::{DocumentError, Documents};
+use crate::leadership::{Leadership, Term};
 use crate::leases::Leases;
 use crate::logs::Logs;
 use crate::offers::Offers;
@@ -36,6 +37,7 @@ const TEXT_BYTES_MAX: usize = 1_000;
 #[derive(Clone, Debug)]
 pub(crate) struct AgentsService {
     pub(crate) replica: Replica,
+    pub(crate) leadership: Leadership,
     pub(crate) documents: Arc<Documents>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) sessions: Arc<Sessions>,
@@ -59,6 +61,7 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
+        self.leadership.term()?;
         let agent = new_agent(request.into_inner())?;
         let effects = self.replica.propose(Proposal::RegisterAgent { agent }).await?;
         let registered = effects.iter().find_map(|effect| match effect {
@@ -77,6 +80,7 @@ impl Agents for AgentsService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let term = self.leadership.term()?;
         let parts = session::Parts {
             replica: self.replica.clone(),
             sessions: Arc::clone(&self.sessions),
@@ -89,7 +93,7 @@ impl Agents for AgentsService {
             watch: Arc::clone(&self.watch),
         };
         let (inbound, stop) = (request.into_inner(), self.stop.clone());
-        Ok(Response::new(session::stream(parts, inbound, &self.tasks, stop)))
+        Ok(Response::new(session::stream(parts, inbound, &self.tasks, term, stop)))
     }
 
     #[tracing::instrument(name = "attempt.complete", skip_all, fields(work))]
@@ -97,6 +101,7 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::CompleteAttemptRequest>,
     ) -> Result<Response<v1::CompleteAttemptResponse>, Status> {
+        self.leadership.term()?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
         tracing::Span::current().record("work", tracing::field::display(lease.work));
@@ -121,6 +126,7 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::ReleaseLeaseRequest>,
     ) -> Result<Response<v1::ReleaseLeaseResponse>, Status> {
+        self.leadership.term()?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
         tracing::Span::current().record("work", tracing::field::display(lease.work));
@@ -137,11 +143,12 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::ClaimActionRequest>,
     ) -> Result<Response<v1::ClaimActionResponse>, Status> {
+        let term = self.leadership.term()?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
         let action = convert::digest("action_digest", &request.action_digest)?;
         let scope = self.scope(lease)?;
-        let decision = self.claim((lease, scope, action)).await?;
+        let decision = self.claim(term, (lease, scope, action)).await?;
         let decision = match decision {
             Decision::Build => WireDecision::Build(Build {}),
             Decision::Published => WireDecision::Published(Published {}),
@@ -160,6 +167,7 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::ResolveClaimRequest>,
     ) -> Result<Response<v1::ResolveClaimResponse>, Status> {
+        self.leadership.term()?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
         let action = convert::digest("action_digest", &request.action_digest)?;
@@ -186,6 +194,7 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::RecordArtifactRequest>,
     ) -> Result<Response<v1::RecordArtifactResponse>, Status> {
+        self.leadership.term()?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
         let v1::Artifact { name, root_digest, files, bytes } =
@@ -200,8 +209,9 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::ListRunArtifactsRequest>,
     ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
+        self.leadership.term()?;
         let lease = convert::lease(request.into_inner().lease)?;
-        // What an upload was acknowledged for is seen, whichever replica is asked.
+        // What an upload was acknowledged for is seen.
         self.replica.read_barrier().await?;
         let state = self.replica.view();
         let job = state.leased_job(lease).ok_or_else(lease_stale)?;
@@ -212,11 +222,13 @@ impl Agents for AgentsService {
         &self,
         request: Request<Streaming<v1::LogAppend>>,
     ) -> Result<Response<Self::AppendLogStream>, Status> {
+        let term = self.leadership.term()?;
         Ok(Response::new(append_log::stream(
             self.replica.clone(),
             Arc::clone(&self.logs),
             request.into_inner(),
             &self.tasks,
+            term,
             self.stop.clone(),
         )))
     }
@@ -283,7 +295,7 @@ impl AgentsService {
         run.map(|run| run.definition.request.project.clone()).ok_or_else(lease_stale)
     }
 
-    async fn claim(&self, wait: Wait) -> Result<Decision, Status> {
+    async fn claim(&self, term: Term, wait: Wait) -> Result<Decision, Status> {
         // Declared first, so that it is dropped last.
         let _forget = ForgetOnDrop { claims: &self.claims, wait: &wait };
         // Before the proposal: the decision may be made before its answer is read.
@@ -296,6 +308,8 @@ impl AgentsService {
         }
         tokio::select! {
             decision = decided => Ok(decision.unwrap_or(Decision::AskAgain)),
+            // The decision is made elsewhere from now on.
+            refusal = term.over() => Err(refusal),
             () = self.stop.cancelled() => Err(Status::unavailable("the coordinator stops")),
         }
     }

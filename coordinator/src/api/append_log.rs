@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::{Answers, convert};
 use crate::blocking::blocking;
+use crate::leadership::Term;
 use crate::logs::{LogError, Logs};
 use crate::replica::Replica;
 
@@ -26,6 +27,7 @@ pub(super) fn stream(
     logs: Arc<Logs>,
     inbound: impl Stream<Item = Result<v1::LogAppend, Status>> + Send + Unpin + 'static,
     tasks: &TaskTracker,
+    term: Term,
     stop: CancellationToken,
 ) -> Answers<v1::LogAck> {
     let (sender, receiver) = mpsc::channel(BATCH_MAX);
@@ -33,11 +35,16 @@ pub(super) fn stream(
     let (queue, mut queued) = mpsc::channel(BATCH_MAX);
     tasks.spawn({
         let stop = stop.clone();
+        let refused = sender.clone();
         async move {
             tokio::select! {
                 () = receive(inbound, &queue) => (),
                 () = queue.closed() => (),
                 () = stop.cancelled() => (),
+                refusal = term.over() => {
+                    // Full: the agent sees the stream end.
+                    let _ = refused.try_send(Err(refusal));
+                }
             }
         }
     });

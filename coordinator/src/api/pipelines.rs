@@ -14,9 +14,10 @@ use super::{Answers, convert, read_log, submit, watch};
 use crate::auth;
 use crate::blocking::blocking;
 use crate::documents::{Documents, Facts};
+use crate::leadership::{LEADER_WAIT, Leadership};
 use crate::logs::Logs;
 use crate::progress::Progress;
-use crate::replica::Replica;
+use crate::replica::{ProposeError, Replica};
 use crate::run_watch::RunWatch;
 
 /// Runs on a page that asks for no number.
@@ -30,6 +31,7 @@ const REASON_BYTES_MAX: usize = 1_000;
 #[derive(Clone, Debug)]
 pub(crate) struct PipelinesService {
     pub(crate) replica: Replica,
+    pub(crate) leadership: Leadership,
     pub(crate) documents: Arc<Documents>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) progress: Arc<Progress>,
@@ -65,7 +67,7 @@ impl Pipelines for PipelinesService {
     ) -> Result<Response<v1::Run>, Status> {
         auth::principal(&request)?;
         let id = RunId::from_counter(request.into_inner().run_id);
-        let state = self.replica.view();
+        let state = self.current().await?;
         let row = known_run(&state, id)?;
         let mut run = convert::run(row, &*self.facts(row).await);
         let jobs = state.jobs_of(id).map(|job| convert::job(&state, job, &self.progress));
@@ -79,7 +81,7 @@ impl Pipelines for PipelinesService {
     ) -> Result<Response<v1::ListRunsResponse>, Status> {
         auth::principal(&request)?;
         let request = request.into_inner();
-        let state = self.replica.view();
+        let state = self.current().await?;
         let (rows, next_page_token) = page(&state, &request)?;
         let mut runs = Vec::with_capacity(rows.len());
         for row in rows {
@@ -96,7 +98,7 @@ impl Pipelines for PipelinesService {
         let request = request.into_inner();
         let run = RunId::from_counter(request.run_id);
         let changes = self.watch.subscribe(run);
-        let state = self.replica.view();
+        let state = self.known(run, request.token).await?;
         let facts = self.facts(known_run(&state, run)?).await;
         let watcher = watch::Watcher {
             replica: self.replica.clone(),
@@ -107,7 +109,8 @@ impl Pipelines for PipelinesService {
             progress_seen: 0,
             facts,
         };
-        Ok(Response::new(watcher.stream(&self.tasks, self.stop.clone())))
+        let alone = self.leadership.clone().alone();
+        Ok(Response::new(watcher.stream(&self.tasks, alone, self.stop.clone())))
     }
 
     #[tracing::instrument(name = "run.cancel", skip_all, fields(run = request.get_ref().run_id))]
@@ -143,6 +146,9 @@ impl Pipelines for PipelinesService {
     ) -> Result<Response<Self::ReadLogStream>, Status> {
         auth::principal(&request)?;
         let request = request.into_inner();
+        // Where the agents send it.
+        let term = self.leadership.term()?;
+        self.current().await?;
         let reader = read_log::LogReader::new(
             self.replica.clone(),
             Arc::clone(&self.documents),
@@ -150,7 +156,7 @@ impl Pipelines for PipelinesService {
             self.watch.subscribe(RunId::from_counter(request.run_id)),
             request,
         )?;
-        Ok(Response::new(reader.stream(&self.tasks, self.stop.clone())))
+        Ok(Response::new(reader.stream(&self.tasks, term, self.stop.clone())))
     }
 
     async fn list_artifacts(
@@ -159,13 +165,44 @@ impl Pipelines for PipelinesService {
     ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
         auth::principal(&request)?;
         let run = RunId::from_counter(request.into_inner().run_id);
-        let state = self.replica.view();
+        let state = self.current().await?;
         known_run(&state, run)?;
         Ok(Response::new(convert::artifacts(&state, run)))
     }
 }
 
 impl PipelinesService {
+    /// The state with everything that was acknowledged before the call.
+    async fn current(&self) -> Result<Arc<State>, Status> {
+        match self.replica.read_barrier().await {
+            Ok(()) => Ok(self.replica.view()),
+            Err(ProposeError::NotLeader) => Err(self.leadership.refusal()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The state to begin a watch with: the leader's, or that of a replica which has seen
+    /// what the client has. One that is behind is waited for, for a while.
+    async fn known(&self, run: RunId, token: u64) -> Result<Arc<State>, Status> {
+        if self.leadership.term().is_ok() {
+            return self.current().await;
+        }
+        let mut changes = self.replica.changes();
+        let known = async {
+            loop {
+                let state = self.replica.view();
+                if state.version() >= token && state.run(run).is_some() {
+                    return state;
+                }
+                if changes.changed().await.is_err() {
+                    return state;
+                }
+            }
+        };
+        // The leader alone can say that there is no such run.
+        tokio::time::timeout(LEADER_WAIT, known).await.map_err(|_| self.leadership.refusal())
+    }
+
     /// What the submission says of the run. One that is lost leaves gaps, and the run
     /// can be looked at all the same.
     async fn facts(&self, run: &Run) -> Arc<Facts> {

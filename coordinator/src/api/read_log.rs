@@ -16,6 +16,7 @@ use tonic::Status;
 use super::Answers;
 use crate::blocking::blocking;
 use crate::documents::Documents;
+use crate::leadership::Term;
 use crate::logs::Logs;
 use crate::replica::Replica;
 
@@ -86,6 +87,7 @@ impl LogReader {
     pub(super) fn stream(
         self,
         tasks: &TaskTracker,
+        term: Term,
         stop: CancellationToken,
     ) -> Answers<v1::LogChunk> {
         let (sender, receiver) = mpsc::channel(SENT_MAX);
@@ -93,6 +95,7 @@ impl LogReader {
             let ended = tokio::select! {
                 ended = self.send(&sender) => ended,
                 () = sender.closed() => return,
+                refusal = term.over() => Err(refusal),
                 () = stop.cancelled() => Err(Status::unavailable("the coordinator stops")),
             };
             if let Err(status) = ended {

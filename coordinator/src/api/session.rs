@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::{Answers, convert};
+use crate::leadership::Term;
 use crate::leases::Leases;
 use crate::offers::Offers;
 use crate::progress::Progress;
@@ -70,6 +71,7 @@ pub(super) fn stream(
     parts: Parts,
     inbound: impl Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin + 'static,
     tasks: &TaskTracker,
+    term: Term,
     stop: CancellationToken,
 ) -> Answers<v1::CoordinatorMessage> {
     let (sender, receiver) = mpsc::channel(SENT_MAX);
@@ -77,6 +79,7 @@ pub(super) fn stream(
         let end = tokio::select! {
             end = run(&parts, inbound, &sender) => end,
             () = sender.closed() => End::Gone,
+            refusal = term.over() => End::Told(refusal),
             () = stop.cancelled() => End::Told(Status::unavailable("the coordinator stops")),
         };
         if let End::Told(status) = end {

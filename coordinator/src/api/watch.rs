@@ -1,10 +1,12 @@
 //! `WatchRun`: the rows of a run as they change.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use steading_core::{Job, Run, State};
 use steading_model::RunId;
+use steading_proto::leader::not_leader;
 use steading_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -40,9 +42,11 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
+    /// Ends when this replica is `alone`: others may know more of the run.
     pub(super) fn stream(
         self,
         tasks: &TaskTracker,
+        alone: impl Future<Output = ()> + Send + 'static,
         stop: CancellationToken,
     ) -> Answers<v1::WatchRunEvent> {
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
@@ -50,6 +54,9 @@ impl Watcher {
             tokio::select! {
                 () = self.send_events(&sender) => (),
                 () = sender.closed() => (),
+                () = alone => {
+                    let _ = sender.try_send(Err(not_leader(None)));
+                }
                 () = stop.cancelled() => {
                     // Full: the client sees the connection end.
                     let _ = sender.try_send(Err(Status::unavailable("the coordinator stops")));
