@@ -8,18 +8,28 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// First wait, milliseconds.
-const WAIT_MS_MIN: u64 = 100;
+const WAIT_MS_MIN: u64 = 20;
 
-/// Longest wait, milliseconds: how long a coordinator that is back goes unnoticed.
+/// Longest wait at first, milliseconds: an election takes a quarter of a second to half a
+/// one, and what comes after it should not wait as long again.
+const WAIT_MS_MAX_AT_FIRST: u64 = 250;
+
+/// How long that is, milliseconds: longer than an election that has to be repeated.
+const AT_FIRST_MS: u64 = 10_000;
+
+/// Longest wait after that, milliseconds: how long a coordinator that is back goes
+/// unnoticed.
 const WAIT_MS_MAX: u64 = 5_000;
 
 /// A call that lasted longer than this had somebody at the other end, who went away then.
-const ANSWERING: Duration = Duration::from_secs(10);
+pub(crate) const ANSWERING: Duration = Duration::from_secs(10);
 
 /// Doubles from try to try, with jitter, so that a fleet does not come back as one.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     tries: u32,
+    /// When the first wait of the row began.
+    since: Option<Instant>,
 }
 
 impl Backoff {
@@ -28,14 +38,32 @@ impl Backoff {
         tokio::time::sleep(self.next()).await;
     }
 
+    /// Waits before the next try, not longer than until `sooner`.
+    pub(crate) async fn wait_or(&mut self, sooner: impl Future<Output = ()>) {
+        tokio::select! {
+            () = sooner => (),
+            () = self.wait() => (),
+        }
+    }
+
     /// It worked: the next failure starts from the beginning.
     pub(crate) fn reset(&mut self) {
-        self.tries = 0;
+        *self = Self::default();
     }
 
     fn next(&mut self) -> Duration {
-        let ms = WAIT_MS_MIN.checked_shl(self.tries).unwrap_or(WAIT_MS_MAX).min(WAIT_MS_MAX);
-        self.tries = (self.tries + 1).min(16);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let ms = WAIT_MS_MIN << self.tries;
+        let ms = if since.elapsed().as_millis() < u128::from(AT_FIRST_MS) {
+            // What is doubled here is what counts once the first time is over.
+            if ms < WAIT_MS_MAX_AT_FIRST {
+                self.tries += 1;
+            }
+            ms.min(WAIT_MS_MAX_AT_FIRST)
+        } else {
+            self.tries = (self.tries + 1).min(8);
+            ms.min(WAIT_MS_MAX)
+        };
         // Every `RandomState` has its own keys, which is all the randomness needed here.
         let random = RandomState::new().build_hasher().finish();
         Duration::from_millis(ms / 2 + random % (ms / 2 + 1))
@@ -80,14 +108,26 @@ where
 mod tests {
     use super::*;
 
-    #[test]
-    fn waits_grow_up_to_the_bound_and_start_again() {
+    #[tokio::test(start_paused = true)]
+    async fn waits_are_short_at_first_and_grow_while_nobody_answers() {
         let mut backoff = Backoff::default();
-        let waits: Vec<u64> = (0..20).map(|_| backoff.next().as_millis() as u64).collect();
-        assert!((50..=100).contains(&waits[0]) && waits.iter().all(|&ms| ms <= WAIT_MS_MAX));
-        assert!(waits[19] >= WAIT_MS_MAX / 2);
+        let began = Instant::now();
+        let mut last = Duration::ZERO;
+        let mut tries = 0;
+        while began.elapsed() < Duration::from_millis(AT_FIRST_MS) {
+            let before = Instant::now();
+            backoff.wait().await;
+            last = before.elapsed();
+            assert!(last <= Duration::from_millis(WAIT_MS_MAX_AT_FIRST + 2), "{last:?}");
+            tries += 1;
+            assert!(tries > 1 || last <= Duration::from_millis(WAIT_MS_MIN + 2), "{last:?}");
+        }
+        assert!(last >= Duration::from_millis(WAIT_MS_MAX_AT_FIRST / 2));
+        let later: Vec<u128> = (0..10).map(|_| backoff.next().as_millis()).collect();
+        assert!(later.iter().all(|&ms| ms <= u128::from(WAIT_MS_MAX)));
+        assert!(later[9] >= u128::from(WAIT_MS_MAX / 2));
         backoff.reset();
-        assert!(backoff.next().as_millis() <= 100);
+        assert!(backoff.next().as_millis() <= u128::from(WAIT_MS_MIN));
     }
 
     #[tokio::test(start_paused = true)]

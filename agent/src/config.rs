@@ -25,10 +25,16 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub blobs: BlobsSetting,
     pub user: RunAs,
+    /// How long after a notice the machine is still there, milliseconds.
+    pub leave_window_ms: u64,
     /// How this program is started again for its hidden sub-commands: the path of the
     /// current executable, and arguments before the sub-command if it wants any.
     pub program: Vec<String>,
 }
+
+/// [`Config::leave_window_ms`] where nothing else is known: what an ordinary pod of GKE
+/// gets on a spot machine.
+pub const LEAVE_WINDOW_MS_DEFAULT: u64 = 15_000;
 
 /// Where blobs are.
 #[derive(Clone, Debug)]

@@ -1,9 +1,22 @@
 //! How the coordinator is reached.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
+
+use crate::cluster::Dial;
+
+/// How long one try to connect may take. In one region it takes milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a silent connection is tried, and how long an answer may take: a machine that
+/// is gone says nothing.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why an endpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +44,8 @@ pub fn connect(endpoint: &str, insecure_loopback: bool) -> Result<Channel, Endpo
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
         // The name is never looked up: the connector knows where to go.
-        return Ok(Endpoint::from_static("http://unix").connect_with_connector_lazy(connector));
+        let endpoint = lasting(Endpoint::from_static("http://unix"));
+        return Ok(endpoint.connect_with_connector_lazy(connector));
     }
     let spelling = || EndpointError::Spelling(endpoint.to_owned());
     let uri: Uri = endpoint.parse().map_err(|_| spelling())?;
@@ -44,7 +58,21 @@ pub fn connect(endpoint: &str, insecure_loopback: bool) -> Result<Channel, Endpo
     if !loopback || !insecure_loopback {
         return Err(EndpointError::NotHere(endpoint.to_owned()));
     }
-    Ok(Endpoint::from(uri).tcp_nodelay(true).connect_lazy())
+    Ok(lasting(Endpoint::from(uri)).tcp_nodelay(true).connect_lazy())
+}
+
+/// [`connect`], for a [`crate::Cluster`].
+pub fn dial(insecure_loopback: bool) -> Dial {
+    Arc::new(move |endpoint| connect(endpoint, insecure_loopback))
+}
+
+/// A connection that is kept, and whose end is noticed.
+fn lasting(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
 }
 
 #[cfg(test)]

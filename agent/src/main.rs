@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use steading_agent::{BlobsSetting, Config, RunAs, connect};
+use steading_agent::{BlobsSetting, Cluster, Config, LEAVE_WINDOW_MS_DEFAULT, RunAs, dial};
 use steading_model::Resources;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -20,9 +20,9 @@ const UID_BASE_DEFAULT: u32 = 70_000;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where the coordinator is: unix:/PATH, or http://127.0.0.1:PORT.
-    #[arg(long, env = "STEADING_COORDINATOR")]
-    coordinator: String,
+    /// Where coordinators are: unix:/PATH, or http://127.0.0.1:PORT, separated by commas.
+    #[arg(long, env = "STEADING_COORDINATOR", value_delimiter = ',', required = true)]
+    coordinator: Vec<String>,
     /// Allow plain text to a loopback address.
     #[arg(long)]
     insecure_loopback: bool,
@@ -50,6 +50,9 @@ struct Arguments {
     /// given.
     #[arg(long, conflicts_with = "run_as_self")]
     uid_base: Option<u32>,
+    /// How long after TERM or a notice of preemption the machine is still there, milliseconds.
+    #[arg(long, default_value_t = LEAVE_WINDOW_MS_DEFAULT)]
+    leave_window_ms: u64,
     /// Run jobs as the agent's own user, to which all of the agent's state is open.
     #[arg(long)]
     run_as_self: bool,
@@ -77,11 +80,22 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {
-    let channel = connect(&arguments.coordinator, arguments.insecure_loopback)?;
-    let shutdown = CancellationToken::new();
-    let agent = steading_agent::run(config(arguments)?, channel, shutdown.clone());
+    let dial = dial(arguments.insecure_loopback);
+    let cluster = Cluster::new(arguments.coordinator.clone(), dial)?;
+    let (leave, shutdown) = (CancellationToken::new(), CancellationToken::new());
+    let config = config(arguments)?;
+    let agent = steading_agent::run_until(config, cluster, leave.clone(), shutdown.clone());
     tokio::pin!(agent);
     let mut terminate = signal(SignalKind::terminate())?;
+    // TERM is how a machine's end is announced; a second signal, or a person's, has no time.
+    tokio::select! {
+        ended = &mut agent => return ended,
+        _ = terminate.recv() => leave.cancel(),
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            shutdown.cancel();
+        }
+    }
     tokio::select! {
         ended = &mut agent => return ended,
         _ = terminate.recv() => (),
@@ -123,6 +137,7 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
         data_dir: arguments.data_dir,
         blobs: BlobsSetting::Own { bytes_max: arguments.store_gib << 30 },
         user,
+        leave_window_ms: arguments.leave_window_ms,
         program: vec![program.to_string_lossy().into_owned()],
     })
 }

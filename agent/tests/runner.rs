@@ -11,7 +11,7 @@ use steading_agent::logs::JobLogs;
 use steading_agent::runner::{CacheHost, Host, JobEnd, Signals, run};
 use steading_agent::sandbox::{Support, support};
 use steading_agent::supervisor::Supervisor;
-use steading_agent::{Agents, Workspace};
+use steading_agent::{Agents, Cluster, Workspace};
 use steading_cas::client::Actions;
 use steading_cas::tree::{Patterns, snapshot_dir};
 use steading_cas::{ActionCache, Blobs, Store, StoreOptions};
@@ -279,7 +279,7 @@ impl Job {
         let host = Host {
             supervisor: &mut supervisor,
             blobs: &blobs,
-            agents: Agents::new(channel),
+            agents: Agents::new(Cluster::single(channel)),
             lease: v1::Lease::default(),
             environment: [("PATH", "/usr/local/bin:/usr/bin:/bin")]
                 .map(|(k, v)| (k.to_owned(), v.to_owned()))

@@ -148,6 +148,9 @@ impl Effects {
             Effect::Cancel { agent, incarnation, lease } => {
                 self.sessions.tell(agent, incarnation, sessions::Notice::Cancel(lease));
             }
+            Effect::Empty { agent, incarnation } => {
+                self.sessions.tell(agent, incarnation, sessions::Notice::Empty);
+            }
             Effect::PlanRun { run, .. } => self.planner.due(run),
             Effect::RunChanged { run } => self.watch.changed(run),
             Effect::RunFinished { run } => {

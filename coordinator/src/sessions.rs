@@ -23,6 +23,8 @@ pub(crate) enum Notice {
     Offer(Lease),
     Revoke(Lease),
     Cancel(Lease),
+    /// Whether the agent is to be empty changed.
+    Empty,
 }
 
 /// The connected agents. One session an agent: the newest.

@@ -8,6 +8,9 @@ use tonic::{Code, Status};
 /// Metadata key of the leader's endpoint, as the replica advertises it.
 pub const LEADER: &str = "steading-leader";
 
+/// Metadata key by which a replica that does not lead is known, also where it knows no leader.
+const NOT_LEADER: &str = "steading-not-leader";
+
 /// What a replica answers that does not lead. `leader`: where the one that it follows
 /// listens, if it knows one.
 pub fn not_leader(leader: Option<&str>) -> Status {
@@ -16,10 +19,16 @@ pub fn not_leader(leader: Option<&str>) -> Status {
         None => "no replica leads at the moment; try again".to_owned(),
     };
     let mut status = Status::unavailable(message);
+    status.metadata_mut().insert(NOT_LEADER, tonic::metadata::MetadataValue::from_static("1"));
     if let Some(value) = leader.and_then(|endpoint| endpoint.parse().ok()) {
         status.metadata_mut().insert(LEADER, value);
     }
     status
+}
+
+/// Whether a replica answered that does not lead.
+pub fn is_not_leader(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.metadata().contains_key(NOT_LEADER)
 }
 
 /// The endpoint that a [`not_leader`] answer names.
@@ -40,6 +49,7 @@ mod tests {
         assert_eq!(leader_of(&refused), Some("https://10.0.0.7:7000"));
         assert_eq!(refused.code(), Code::Unavailable);
         assert_eq!(leader_of(&not_leader(None)), None);
+        assert!(is_not_leader(&not_leader(None)) && !is_not_leader(&Status::unavailable("busy")));
         // What cannot be metadata is still in the message, for people.
         let odd = not_leader(Some("https://\n"));
         assert_eq!(leader_of(&odd), None);

@@ -6,11 +6,13 @@ use steading_model::Digest;
 use steading_proto::reapi;
 use steading_proto::reapi::action_cache_client::ActionCacheClient;
 use steading_proto::{reapi_digest, reapi_digest_function};
-use tonic::transport::Channel;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tower::Service;
 
 use crate::actions::{ActionCache, ActionCacheError, ActionEntry};
 use crate::blobs::{off_thread, status_is_transient};
-use crate::remote::{FUNCTION, MESSAGE_BYTES_MAX};
+use crate::remote::{FUNCTION, MESSAGE_BYTES_MAX, Way};
 
 /// Why the action cache did not answer. Never a reason to fail a job: execute.
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +37,25 @@ impl ActionsError {
 #[derive(Clone, Debug)]
 pub enum Actions {
     Local(ActionCache),
-    Remote(ActionCacheClient<Channel>),
+    Remote(ActionCacheClient<Way>),
 }
 
 impl Actions {
-    /// The action cache behind this channel.
-    pub fn remote(channel: Channel) -> Self {
+    /// The action cache behind this channel, or what chooses one.
+    pub fn remote<S>(service: S) -> Self
+    where
+        S: Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = tonic::transport::Error,
+                Future: Send + 'static,
+            > + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
         Self::Remote(
-            ActionCacheClient::new(channel)
+            ActionCacheClient::new(Way::new(service))
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX),
         )

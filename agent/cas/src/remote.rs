@@ -15,7 +15,10 @@ use steading_proto::reapi;
 use steading_proto::reapi::content_addressable_storage_client::ContentAddressableStorageClient;
 use steading_proto::{blob_digest, reapi_digest, reapi_digest_function};
 use tokio::sync::watch;
-use tonic::transport::Channel;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tower::Service;
+use tower::util::BoxCloneSyncService;
 
 use crate::blobs::{BlobsError, blocking};
 use crate::hash::digest_of;
@@ -45,26 +48,42 @@ const CONCURRENT_REQUESTS: usize = 4;
 /// How often blobs that somebody else was fetching are looked for again.
 const FETCH_ROUNDS_MAX: usize = 16;
 
+/// How a server is reached: a channel, or what chooses among several.
+pub(crate) type Way =
+    BoxCloneSyncService<http::Request<Body>, http::Response<Body>, tonic::transport::Error>;
+
 /// The blobs of a server. Clones share it.
 #[derive(Clone, Debug)]
 pub struct RemoteBlobs(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    cas: ContentAddressableStorageClient<Channel>,
-    streams: ByteStreamClient<Channel>,
+    cas: ContentAddressableStorageClient<Way>,
+    streams: ByteStreamClient<Way>,
     instance: String,
     /// Blobs that somebody is fetching; the sender is dropped when they are done.
     flights: Mutex<HashMap<Digest, watch::Receiver<()>>>,
 }
 
 impl RemoteBlobs {
-    /// The blobs behind this channel, in this REAPI instance.
-    pub fn new(channel: Channel, instance: String) -> Self {
-        let cas = ContentAddressableStorageClient::new(channel.clone())
+    /// The blobs behind this channel (or what chooses one), in this REAPI instance.
+    pub fn new<S>(service: S, instance: String) -> Self
+    where
+        S: Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = tonic::transport::Error,
+                Future: Send + 'static,
+            > + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let way = Way::new(service);
+        let cas = ContentAddressableStorageClient::new(way.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let streams = ByteStreamClient::new(channel)
+        let streams = ByteStreamClient::new(way)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self(Arc::new(Inner { cas, streams, instance, flights: Mutex::default() }))

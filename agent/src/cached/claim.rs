@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use steading_model::Digest;
 use steading_model::limits::FROZEN_MS_MAX;
-use steading_proto::v1::agents_client::AgentsClient;
 use steading_proto::v1::claim_action_response::{Build, Decision, Failed, Published};
 use steading_proto::v1::resolve_claim_request::{Abandoned, Resolution};
 use steading_proto::v1::{ClaimActionRequest, Lease, ResolveClaimRequest};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use super::AWAY_WAIT;
-use crate::agents::is_transient;
-use crate::backoff::patiently;
+use crate::agents::Agents;
 
 /// How long a step asks for a claim of a coordinator that is away. Its lease ends before.
 const CLAIM_WAIT: Duration = Duration::from_millis(FROZEN_MS_MAX);
@@ -21,7 +18,7 @@ const CLAIM_WAIT: Duration = Duration::from_millis(FROZEN_MS_MAX);
 /// How claims are made: on whose behalf, and with whom.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    pub client: AgentsClient<Channel>,
+    pub agents: Agents,
     pub lease: Lease,
 }
 
@@ -47,8 +44,8 @@ impl Claims {
             ClaimActionRequest { lease: Some(self.lease), action_digest: action.to_string() };
         // A coordinator that is away has forgotten nothing: who executes without it does
         // what another one is doing already.
-        let ask = patiently(CLAIM_WAIT, is_transient, || {
-            let (mut client, request) = (self.client.clone(), request.clone());
+        let ask = self.agents.call_for(CLAIM_WAIT, |mut client| {
+            let request = request.clone();
             async move { client.claim_action(request).await }
         });
         let answer = tokio::select! {
@@ -56,7 +53,7 @@ impl Claims {
             answer = ask => answer,
         };
         let decision = match answer {
-            Ok(answer) => answer.into_inner().decision,
+            Ok(answer) => answer.decision,
             Err(status) => {
                 tracing::warn!(%action, %status, "claim not decided, the step is executed without");
                 return Decided::Unclaimed;
@@ -79,8 +76,8 @@ impl Claims {
             action_digest: action.to_string(),
             resolution: Some(resolution),
         };
-        let tell = patiently(AWAY_WAIT, is_transient, || {
-            let (mut client, request) = (self.client.clone(), request.clone());
+        let tell = self.agents.call_for(AWAY_WAIT, |mut client| {
+            let request = request.clone();
             async move { client.resolve_claim(request).await }
         });
         if let Err(status) = tell.await {

@@ -7,15 +7,13 @@ use std::os::unix::fs::FileExt;
 
 use steading_model::limits::LOG_CHUNK_BYTES_MAX;
 use steading_proto::v1;
-use steading_proto::v1::agents_client::AgentsClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::JobLogs;
-use crate::backoff::Backoff;
+use crate::agents::{Agents, Retry};
 
 /// Chunks on the way that are not acknowledged yet.
 const IN_FLIGHT_MAX: usize = 16;
@@ -34,13 +32,13 @@ struct Position {
 /// Sends the logs until they are closed and acknowledged, or `stop` says so, or the
 /// lease is no longer held. Returns whether the coordinator has everything.
 pub async fn ship(
-    mut client: AgentsClient<Channel>,
+    agents: Agents,
     lease: v1::Lease,
     logs: JobLogs,
     stop: CancellationToken,
 ) -> bool {
     let mut position = Position::default();
-    let mut backoff = Backoff::default();
+    let mut retry = Retry::new(agents.cluster());
     let mut changes = logs.changes();
     loop {
         // No stream is opened for a job that says nothing.
@@ -53,10 +51,14 @@ pub async fn ship(
                 () = stop.cancelled() => return position.next_chunk(&logs).is_none(),
             }
         }
+        let before = position.durable.clone();
         let shipped = tokio::select! {
-            shipped = ship_once(&mut client, &lease, &logs, &mut position) => shipped,
+            shipped = ship_once(&agents, &lease, &logs, &mut position) => shipped,
             () = stop.cancelled() => return false,
         };
+        if position.durable != before {
+            retry.reset();
+        }
         position.sent = position.durable.clone();
         position.in_flight.clear();
         match shipped {
@@ -67,7 +69,7 @@ pub async fn ship(
             }
             Err(status) => tracing::debug!(%status, "log stream broke"),
         }
-        if stop.run_until_cancelled(backoff.wait()).await.is_none() {
+        if stop.run_until_cancelled(retry.wait()).await.is_none() {
             return false;
         }
     }
@@ -75,7 +77,7 @@ pub async fn ship(
 
 /// One connection, until everything is acknowledged or it breaks.
 async fn ship_once(
-    client: &mut AgentsClient<Channel>,
+    agents: &Agents,
     lease: &v1::Lease,
     logs: &JobLogs,
     position: &mut Position,
@@ -84,7 +86,8 @@ async fn ship_once(
     let mut changes = logs.changes();
     // Before the call, for a server that answers no sooner than it hears something.
     position.send(lease, logs, &appends)?;
-    let mut acks = client.append_log(ReceiverStream::new(receiver)).await?.into_inner();
+    let place = agents.cluster().place();
+    let mut acks = agents.client().append_log(ReceiverStream::new(receiver)).await?.into_inner();
     loop {
         position.send(lease, logs, &appends)?;
         if position.in_flight.is_empty() && logs.is_closed() {
@@ -99,6 +102,9 @@ async fn ship_once(
                 None => return Err(Status::unavailable("the coordinator closed the log stream")),
             },
             _ = changes.changed() => (),
+            () = agents.cluster().left(&place.endpoint) => {
+                return Err(Status::unavailable("another coordinator leads"));
+            }
         }
     }
 }

@@ -45,21 +45,28 @@ struct Job {
 /// refused.
 pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer) {
     tokio::select! {
+        biased;
         () = held.refused.cancelled() => return agent.held.remove(&held.lease),
         () = held.signals.stop.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
         () = held.acknowledged() => (),
     }
     let (mut slot, permit) = tokio::select! {
+        biased;
         () = held.refused.cancelled() => return agent.held.remove(&held.lease),
         () = held.signals.stop.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
         // Not begun, so there is nothing to end.
         () = held.signals.cancel.cancelled() => return give_back(&agent, &held, FailureClass::Preempted).await,
         taken = agent.slots.take() => taken,
     };
+    if !held.begin() {
+        // Given back meanwhile, together with others.
+        agent.slots.give(slot, permit);
+        return agent.held.remove(&held.lease);
+    }
     let logs = JobLogs::new(agent.home.logs(slot.index));
     let mut shipping = JoinSet::new();
     let stop_shipping = CancellationToken::new();
-    shipping.spawn(ship(agent.agents.client(), held.lease, logs.clone(), stop_shipping.clone()));
+    shipping.spawn(ship(agent.agents.clone(), held.lease, logs.clone(), stop_shipping.clone()));
 
     let end = execute(&agent, &held, &mut slot, offer, &logs).await;
     logs.close();
@@ -137,7 +144,7 @@ async fn execute(
         has_bash: agent.has_bash,
         cache: CacheHost {
             actions: &agent.actions,
-            claims: Some(Claims { client: agent.agents.client(), lease: held.lease }),
+            claims: Some(Claims { agents: agent.agents.clone(), lease: held.lease }),
             platform: &agent.platform,
             program: &agent.config.program,
             scratch: agent.home.slot(index).join("x"),

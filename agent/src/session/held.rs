@@ -26,7 +26,9 @@ pub(super) struct Held {
     /// The coordinator said that the lease is no longer held: nothing is reported.
     pub(super) refused: CancellationToken,
     /// A step was started.
-    pub(super) started: AtomicBool,
+    started: AtomicBool,
+    /// Whether it is given back before it begins, or begins: whoever is first decides.
+    decided: AtomicBool,
     /// On CLOCK_BOOTTIME, milliseconds; 0: never acknowledged, so nothing may start.
     deadline_ms: watch::Sender<u64>,
     /// Of the supervisor that runs it.
@@ -40,6 +42,7 @@ impl Held {
             signals: Signals::default(),
             refused: CancellationToken::new(),
             started: AtomicBool::new(false),
+            decided: AtomicBool::new(false),
             deadline_ms: watch::Sender::new(0),
             supervisor: Mutex::new(None),
         }
@@ -80,6 +83,16 @@ impl Held {
         self.fence().await;
     }
 
+    /// The attempt begins: from now on it gives itself back. False where it was given back.
+    pub(super) fn begin(&self) -> bool {
+        !self.decided.swap(true, Ordering::SeqCst)
+    }
+
+    /// It is given back before it begins. False where it has begun.
+    pub(super) fn take_back(&self) -> bool {
+        !self.decided.swap(true, Ordering::SeqCst)
+    }
+
     /// A step is about to run.
     pub(super) fn mark_started(&self) {
         self.started.store(true, Ordering::SeqCst);
@@ -115,6 +128,8 @@ impl Held {
 #[derive(Debug, Default)]
 pub(super) struct AllHeld {
     by_key: Mutex<BTreeMap<Key, std::sync::Arc<Held>>>,
+    /// How many there are.
+    count: watch::Sender<usize>,
 }
 
 impl AllHeld {
@@ -126,11 +141,20 @@ impl AllHeld {
         }
         let new = std::sync::Arc::new(Held::new(lease));
         held.insert(key(&lease), new.clone());
+        self.count.send_replace(held.len());
         Some(new)
     }
 
     pub(super) fn remove(&self, lease: &v1::Lease) {
-        self.lock().remove(&key(lease));
+        let mut held = self.lock();
+        held.remove(&key(lease));
+        self.count.send_replace(held.len());
+    }
+
+    /// Waits until nothing is held.
+    pub(super) async fn emptied(&self) {
+        // The sender is in `self`, so waiting cannot fail.
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
     pub(super) fn get(&self, lease: &v1::Lease) -> Option<std::sync::Arc<Held>> {

@@ -1,6 +1,7 @@
 //! The agent itself: registers, holds a session, runs what it is offered.
 
 mod attempt;
+mod departure;
 mod held;
 mod home;
 mod slots;
@@ -17,15 +18,15 @@ use steading_proto::v1;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::agents::{Agents, is_transient};
-use crate::backoff::Backoff;
+use crate::agents::{Agents, Retry, is_transient};
 use crate::blocking::blocking;
 use crate::cached::platform::Platform;
+use crate::cluster::Cluster;
 use crate::config::{BlobsSetting, Config};
 use crate::workspace::Workspace;
+use departure::Departure;
 use held::AllHeld;
 use home::{Home, TRACKING_VARIABLE};
 use slots::Slots;
@@ -65,6 +66,7 @@ struct Agent {
     slots: Slots,
     progress: mpsc::Sender<(v1::Lease, v1::StepProgress)>,
     has_bash: bool,
+    departure: Departure,
 }
 
 /// Runs an agent until `shutdown`, over whatever breaks in between.
@@ -78,28 +80,52 @@ struct Agent {
 /// coordinator refuses the agent, or another one of its name took its place.
 pub async fn run(
     config: Config,
-    channel: Channel,
+    cluster: Cluster,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    run_until(config, cluster, CancellationToken::new(), shutdown).await
+}
+
+/// As [`run`], until `leave`: then it gives back what it has not started, lets end what
+/// ends within the window of its configuration, stops the rest, and ends.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn run_until(
+    config: Config,
+    cluster: Cluster,
+    leave: CancellationToken,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let home = Home::take(&config).await?;
-    let blobs = open_blobs(&config, &channel).await?;
+    let blobs = open_blobs(&config, &cluster).await?;
     let (progress, mut reports) = mpsc::channel(PROGRESS_MAX);
     let agent = Arc::new(Agent {
         slots: Slots::new(config.slots.max(1)),
         has_bash: has_bash(),
         platform: Arc::new(Platform::new(config.data_dir.join("fingerprint"), inherited(&config))),
-        actions: open_actions(&config, &channel)?,
-        agents: Agents::new(channel),
+        actions: open_actions(&config, &cluster)?,
+        agents: Agents::new(cluster.clone()),
         held: AllHeld::default(),
         config,
         home,
         blobs,
         progress,
+        departure: Departure::default(),
     });
     let mut attempts = JoinSet::new();
-    let served = agent.serve(&mut reports, &mut attempts, &shutdown).await;
-    agent.leave(&mut attempts).await;
-    served
+    // Ends with `shutdown`, or when the agent has departed.
+    let stop = shutdown.child_token();
+    let served = CancellationToken::new();
+    let serve = async {
+        let _ended = served.clone().drop_guard();
+        let ended = agent.serve(&mut reports, &mut attempts, &stop).await;
+        agent.leave(&mut attempts).await;
+        ended
+    };
+    let depart = served.run_until_cancelled(agent.depart(&leave, &stop));
+    tokio::join!(serve, depart, cluster.keep_warm(served.clone())).0
 }
 
 impl Agent {
@@ -109,7 +135,7 @@ impl Agent {
         attempts: &mut JoinSet<()>,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::new(self.agents.cluster());
         let mut identity = None;
         while !shutdown.is_cancelled() {
             let known = match identity {
@@ -119,12 +145,16 @@ impl Agent {
                     else {
                         return Ok(());
                     };
-                    *identity.insert(registered?)
+                    let registered = registered?;
+                    self.departure.registered(registered);
+                    *identity.insert(registered)
                 }
             };
-            let started = tokio::time::Instant::now();
             let ended = Box::pin(session(self, known, reports, attempts, shutdown)).await;
-            match ended {
+            if ended.was_welcome {
+                retry.reset();
+            }
+            match ended.with {
                 Ok(()) => return Ok(()),
                 Err(status) if status.code() == Code::FailedPrecondition => {
                     tracing::warn!(%status, "this incarnation is over: stopping everything");
@@ -142,10 +172,7 @@ impl Agent {
                 }
                 Err(status) => tracing::info!(%status, "session broke, connecting again"),
             }
-            if started.elapsed() > Duration::from_millis(LEAVE_MS_MAX) {
-                backoff.reset();
-            }
-            shutdown.run_until_cancelled(backoff.wait()).await;
+            shutdown.run_until_cancelled(retry.wait()).await;
         }
         Ok(())
     }
@@ -267,17 +294,17 @@ fn inherited(config: &Config) -> BTreeMap<String, String> {
     environment
 }
 
-fn open_actions(config: &Config, channel: &Channel) -> anyhow::Result<Actions> {
+fn open_actions(config: &Config, cluster: &Cluster) -> anyhow::Result<Actions> {
     match &config.blobs {
         // The coordinator's own, without the way over the wire.
         BlobsSetting::Shared(store) => {
             Ok(Actions::Local(ActionCache::open(store).context("cannot open the action cache")?))
         }
-        BlobsSetting::Own { .. } => Ok(Actions::remote(channel.clone())),
+        BlobsSetting::Own { .. } => Ok(Actions::remote(cluster.any(number_of(config)))),
     }
 }
 
-async fn open_blobs(config: &Config, channel: &Channel) -> anyhow::Result<Blobs> {
+async fn open_blobs(config: &Config, cluster: &Cluster) -> anyhow::Result<Blobs> {
     match &config.blobs {
         BlobsSetting::Shared(store) => Ok(Blobs::Local(store.clone())),
         BlobsSetting::Own { bytes_max } => {
@@ -285,10 +312,16 @@ async fn open_blobs(config: &Config, channel: &Channel) -> anyhow::Result<Blobs>
             // What the agent keeps can be had again, so nothing waits for the disk.
             let open = move || Store::open(&dir, StoreOptions { bytes_max, durable: false });
             let local = blocking(open).await?.context("cannot open the agent's store")?;
-            let remote = RemoteBlobs::new(channel.clone(), String::new());
+            let remote = RemoteBlobs::new(cluster.any(number_of(config)), String::new());
             Ok(Blobs::Tiered { local, remote })
         }
     }
+}
+
+/// By which an agent chooses a replica to ask for blobs: agents choose differently.
+fn number_of(config: &Config) -> u64 {
+    let hash = blake3::hash(config.name.as_bytes());
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash is longer"))
 }
 
 /// In the workflow language's words.

@@ -26,62 +26,48 @@ const OUTBOX_MAX: usize = 256;
 /// Progress reports taken in one go.
 const PROGRESS_BATCH: usize = 64;
 
-/// Runs the session until it breaks or `shutdown`. The attempts that it starts go on
-/// in `attempts`.
+/// How a session ended.
+pub(super) struct Ended {
+    /// The coordinator let the agent in.
+    pub(super) was_welcome: bool,
+    pub(super) with: Result<(), Status>,
+}
+
+/// Runs the session until it breaks, another coordinator is to be asked, or `shutdown`.
+/// The attempts that it starts go on in `attempts`.
 pub(super) async fn session(
     agent: &Arc<Agent>,
     identity: Identity,
     progress: &mut mpsc::Receiver<(v1::Lease, v1::StepProgress)>,
     attempts: &mut JoinSet<()>,
     shutdown: &CancellationToken,
-) -> Result<(), Status> {
+) -> Ended {
     let (outbox, receiver) = mpsc::channel(OUTBOX_MAX);
-    let mut session = Session { agent, outbox, sequence: 0, unanswered: BTreeMap::new() };
-    session.say(Say::Hello(v1::Hello {
-        agent_id: identity.agent_id,
-        incarnation: identity.incarnation,
-        running: agent.held.leases(),
-        name: agent.config.name.clone(),
-    }))?;
-    let mut client = agent.agents.client();
-    let stream = client.session(ReceiverStream::new(receiver));
-    let mut inbox = tokio::select! {
-        opened = stream => opened?.into_inner(),
-        () = shutdown.cancelled() => return Ok(()),
+    let cluster = agent.agents.cluster();
+    let endpoint = cluster.place().endpoint;
+    let mut session = Session {
+        agent,
+        endpoint: endpoint.clone(),
+        outbox,
+        sequence: 0,
+        unanswered: BTreeMap::new(),
+        was_welcome: false,
     };
-    let mut ticks = tokio::time::interval(Duration::from_millis(RENEW_PERIOD_MS));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.reset();
-    let mut reports = Vec::with_capacity(PROGRESS_BATCH);
-    loop {
-        // Leases before everything else.
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => {
-                session.say(Say::Drain(v1::Drain {}))?;
-                return session.drain(attempts, &mut inbox).await;
-            }
-            _ = ticks.tick() => session.renew()?,
-            message = inbox.message() => match message?.and_then(|message| message.message) {
-                Some(message) => session.hear(message, attempts).await?,
-                None => return Err(Status::unavailable("the coordinator ended the session")),
-            },
-            Some(ended) = attempts.join_next(), if !attempts.is_empty() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "an attempt panicked");
-                }
-            }
-            count = progress.recv_many(&mut reports, PROGRESS_BATCH) => {
-                if count > 0 {
-                    session.progress(&mut reports);
-                }
-            }
-        }
+    let with = tokio::select! {
+        with = session.run(receiver, identity, progress, attempts, shutdown) => with,
+        () = cluster.left(&endpoint) => Err(Status::unavailable("another coordinator leads")),
+    };
+    if let Err(status) = &with {
+        cluster.session_ended(&endpoint, status);
     }
+    Ended { was_welcome: session.was_welcome, with }
 }
 
 struct Session<'a> {
     agent: &'a Arc<Agent>,
+    /// Of the coordinator.
+    endpoint: String,
+    was_welcome: bool,
     outbox: mpsc::Sender<v1::AgentMessage>,
     sequence: u64,
     /// When each accept or renewal was sent, on CLOCK_BOOTTIME, milliseconds.
@@ -89,6 +75,61 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    async fn run(
+        &mut self,
+        receiver: mpsc::Receiver<v1::AgentMessage>,
+        identity: Identity,
+        progress: &mut mpsc::Receiver<(v1::Lease, v1::StepProgress)>,
+        attempts: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Status> {
+        self.say(Say::Hello(v1::Hello {
+            agent_id: identity.agent_id,
+            incarnation: identity.incarnation,
+            running: self.agent.held.leases(),
+            name: self.agent.config.name.clone(),
+        }))?;
+        let mut client = self.agent.agents.client();
+        let stream = client.session(ReceiverStream::new(receiver));
+        let mut inbox = tokio::select! {
+            opened = stream => opened?.into_inner(),
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        let mut ticks = tokio::time::interval(Duration::from_millis(RENEW_PERIOD_MS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.reset();
+        let mut reports = Vec::with_capacity(PROGRESS_BATCH);
+        loop {
+            // Leases before everything else.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    self.say(Say::Drain(v1::Drain {}))?;
+                    return self.drain(attempts, &mut inbox).await;
+                }
+                _ = ticks.tick() => self.renew()?,
+                message = inbox.message() => match message? {
+                    Some(v1::CoordinatorMessage { message: Some(message) }) => {
+                        self.hear(message, attempts).await?;
+                    }
+                    // Of a later version: what it says is not for this one.
+                    Some(v1::CoordinatorMessage { message: None }) => (),
+                    None => return Err(Status::unavailable("the coordinator ended the session")),
+                },
+                Some(ended) = attempts.join_next(), if !attempts.is_empty() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "an attempt panicked");
+                    }
+                }
+                count = progress.recv_many(&mut reports, PROGRESS_BATCH) => {
+                    if count > 0 {
+                        self.progress(&mut reports);
+                    }
+                }
+            }
+        }
+    }
+
     fn say(&self, message: Say) -> Result<(), Status> {
         self.outbox
             .try_send(v1::AgentMessage { message: Some(message) })
@@ -132,11 +173,17 @@ impl Session<'_> {
                 self.cancel(cancel.lease.iter());
                 Ok(())
             }
+            Hear::Empty(empty) => {
+                self.agent.ordered(Some(empty));
+                Ok(())
+            }
         }
     }
 
     /// Both sides now know what the other knows.
     async fn welcome(&mut self, welcome: v1::Welcome) -> Result<(), Status> {
+        self.was_welcome = true;
+        self.agent.agents.cluster().welcomed(&self.endpoint, &welcome.endpoints);
         let should: Vec<_> = welcome.leases.iter().map(key).collect();
         for held in self.agent.held.all() {
             if !should.contains(&key(&held.lease)) {
@@ -145,6 +192,7 @@ impl Session<'_> {
             }
         }
         self.cancel(welcome.cancelling.iter());
+        self.agent.ordered(welcome.empty);
         self.renew()
     }
 
@@ -152,6 +200,10 @@ impl Session<'_> {
         let Some(lease) = offer.lease else {
             return Err(Status::invalid_argument("an offer without a lease"));
         };
+        if self.agent.is_leaving() {
+            let reason = "the agent leaves".to_owned();
+            return self.say(Say::Decline(v1::Decline { lease: Some(lease), reason }));
+        }
         // An offer that is repeated is accepted again: the first accept was lost.
         if let Some(held) = self.agent.held.add(lease) {
             attempts.spawn(attempt(self.agent.clone(), held, offer));
@@ -214,9 +266,9 @@ impl Session<'_> {
             tokio::select! {
                 _ = ticks.tick() => self.renew()?,
                 _ = attempts.join_next() => (),
-                message = inbox.message() => match message?.and_then(|message| message.message) {
-                    Some(Hear::Renewed(renewed)) => self.renewed(renewed).await,
-                    Some(Hear::Revoke(revoke)) => self.refuse(&revoke.leases).await,
+                message = inbox.message() => match message?.map(|message| message.message) {
+                    Some(Some(Hear::Renewed(renewed))) => self.renewed(renewed).await,
+                    Some(Some(Hear::Revoke(revoke))) => self.refuse(&revoke.leases).await,
                     Some(_) => (),
                     None => return Ok(()),
                 },

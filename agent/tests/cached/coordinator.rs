@@ -43,6 +43,22 @@ impl Agents for Script {
     type SessionStream = tokio_stream::Empty<Result<v1::CoordinatorMessage, tonic::Status>>;
     type AppendLogStream = tokio_stream::Empty<Result<v1::LogAck, tonic::Status>>;
 
+    type WatchLeaderStream = tokio_stream::Empty<Result<v1::Leadership, tonic::Status>>;
+
+    async fn watch_leader(
+        &self,
+        _: tonic::Request<v1::WatchLeaderRequest>,
+    ) -> Result<tonic::Response<Self::WatchLeaderStream>, tonic::Status> {
+        unscripted()
+    }
+
+    async fn hand_back(
+        &self,
+        _: tonic::Request<v1::HandBackRequest>,
+    ) -> Result<tonic::Response<v1::HandBackResponse>, tonic::Status> {
+        unscripted()
+    }
+
     async fn claim_action(
         &self,
         _: tonic::Request<v1::ClaimActionRequest>,

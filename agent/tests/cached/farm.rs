@@ -11,11 +11,11 @@ use steading_agent::cached::platform::Platform;
 use steading_agent::cached::{CachedError, Claims, Context, Ran, Request, run};
 use steading_agent::process::OutputSink;
 use steading_agent::supervisor::Supervisor;
+use steading_agent::{Agents, Cluster};
 use steading_cas::client::Actions;
 use steading_cas::{ActionCache, Blobs, Store, StoreOptions};
 use steading_pipeline::job::CacheSpec;
 use steading_proto::v1;
-use steading_proto::v1::agents_client::AgentsClient;
 use steading_proto::v1::agents_server::AgentsServer;
 use steading_proto::v1::claim_action_response::Decision;
 use tokio::sync::mpsc;
@@ -153,7 +153,7 @@ impl Farm {
                 async move { near.ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected)) }
             }));
         let lease = v1::Lease { job_id: 1, attempt: 1, epoch: 1 };
-        self.claims = Some(Claims { client: AgentsClient::new(channel), lease });
+        self.claims = Some(Claims { agents: Agents::new(Cluster::single(channel)), lease });
         Coordinator { said, detail: String::new() }
     }
 

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steading_agent::{BlobsSetting, Config, RunAs, connect};
+use steading_agent::{BlobsSetting, Cluster, Config, RunAs, dial};
 use steading_cas::{Store, StoreOptions};
 use steading_model::{DigestFunction, Resources};
 use steading_pipeline::job::{DIALECT, JobResult, JobSpec, StepKind, StepSpec, Text};
@@ -34,6 +34,7 @@ mod stories;
 #[derive(Debug)]
 enum Event {
     Said(Said),
+    HandedBack(#[allow(dead_code, reason = "printed where it is out of turn")] v1::HandBackRequest),
     Completed(Box<v1::CompleteAttemptRequest>),
     Released(v1::ReleaseLeaseRequest),
 }
@@ -100,6 +101,23 @@ impl Agents for Coordinator {
         Ok(Response::new(v1::ReleaseLeaseResponse {}))
     }
 
+    type WatchLeaderStream = ReceiverStream<Result<v1::Leadership, Status>>;
+
+    async fn watch_leader(
+        &self,
+        _: Request<v1::WatchLeaderRequest>,
+    ) -> Result<Response<Self::WatchLeaderStream>, Status> {
+        Err(Status::unimplemented("no story elects"))
+    }
+
+    async fn hand_back(
+        &self,
+        request: Request<v1::HandBackRequest>,
+    ) -> Result<Response<v1::HandBackResponse>, Status> {
+        self.events.send(Event::HandedBack(request.into_inner())).await.unwrap_or_default();
+        Ok(Response::new(v1::HandBackResponse {}))
+    }
+
     async fn claim_action(
         &self,
         _: Request<v1::ClaimActionRequest>,
@@ -158,6 +176,7 @@ struct Farm {
     store: Store,
     known: Arc<Mutex<Known>>,
     events: mpsc::Receiver<Event>,
+    leave: CancellationToken,
     shutdown: CancellationToken,
     agent: JoinSet<anyhow::Result<()>>,
     _server: JoinSet<()>,
@@ -192,18 +211,21 @@ impl Farm {
             store,
             known,
             events,
+            leave: CancellationToken::new(),
             shutdown: shutdown.clone(),
             agent: JoinSet::new(),
             _server: server,
         };
-        let channel = connect(&farm.endpoint(), false).unwrap();
-        farm.agent.spawn(steading_agent::run(farm.config(), channel, shutdown));
+        let run =
+            steading_agent::run_until(farm.config(), farm.cluster(), farm.leave.clone(), shutdown);
+        farm.agent.spawn(run);
         farm.event(|event| matches!(event, Event::Said(Said::Hello(_)))).await;
         farm
     }
 
-    fn endpoint(&self) -> String {
-        format!("unix:{}", self.dir.path().join("socket").display())
+    fn cluster(&self) -> Cluster {
+        let endpoint = format!("unix:{}", self.dir.path().join("socket").display());
+        Cluster::new(vec![endpoint], dial(false)).unwrap()
     }
 
     fn config(&self) -> Config {
@@ -218,6 +240,7 @@ impl Farm {
             data_dir: self.dir.path().join("agent"),
             blobs: BlobsSetting::Shared(self.store.clone()),
             user: self.user,
+            leave_window_ms: 30_000,
             program: vec![env!("CARGO_BIN_EXE_steading-agent").to_owned()],
         }
     }
@@ -227,7 +250,7 @@ impl Farm {
         if !jobs.is_empty() {
             assert_eq!(self.said_hello().await, leases(jobs));
         }
-        let welcome = v1::Welcome { leases: leases(jobs), cancelling: Vec::new() };
+        let welcome = v1::Welcome { leases: leases(jobs), ..v1::Welcome::default() };
         self.say(Say::Welcome(welcome)).await;
     }
 

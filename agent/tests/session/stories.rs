@@ -117,8 +117,7 @@ async fn artifacts_go_from_job_to_job() {
 #[tokio::test]
 async fn a_second_agent_on_the_same_folder_is_refused() {
     let farm = Farm::start().await;
-    let channel = connect(&farm.endpoint(), false).unwrap();
-    let ended = steading_agent::run(farm.config(), channel, CancellationToken::new()).await;
+    let ended = steading_agent::run(farm.config(), farm.cluster(), CancellationToken::new()).await;
     assert!(ended.unwrap_err().to_string().contains("another agent"));
     farm.stop().await;
 }

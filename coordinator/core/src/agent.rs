@@ -6,7 +6,7 @@ use steading_model::codec::Encode;
 use steading_model::limits::{
     AGENT_ROW_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, POOL_NAME_BYTES_MAX,
 };
-use steading_model::{AgentId, Incarnation, Resources};
+use steading_model::{AgentId, Incarnation, Resources, Timestamp};
 
 use crate::effect::{Effect, Rejection};
 use crate::limits::AGENTS_MAX;
@@ -25,7 +25,14 @@ impl State {
         at_most("size of a pool's name", agent.pool.len(), POOL_NAME_BYTES_MAX)?;
         at_most("number of labels of an agent", agent.labels.len(), LABELS_MAX)?;
         at_most("size of an agent's properties", agent.to_bytes().len(), AGENT_ROW_BYTES_MAX)?;
-        let known = self.agent_by_name(&agent.name).map(|agent| (agent.id, agent.incarnation));
+        let earlier = self.agent_by_name(&agent.name);
+        if earlier.is_some_and(|earlier| earlier.removed) {
+            return Err(Rejection::AgentRemoved);
+        }
+        // What operators want of an agent is meant for its name.
+        let cordoned = earlier.is_some_and(|earlier| earlier.cordoned);
+        let drain = earlier.and_then(|earlier| earlier.drain.clone());
+        let known = earlier.map(|agent| (agent.id, agent.incarnation));
         let (id, incarnation) = match known {
             Some((id, incarnation)) => {
                 // What the earlier incarnation ran died with it, or was killed by this one
@@ -50,6 +57,10 @@ impl State {
             retired: false,
             registered: turn.now,
             version: turn.version,
+            cordoned,
+            drain,
+            leaves: Timestamp::default(),
+            removed: false,
         };
         self.set_agent(id, Some(row));
         turn.effects.push(Effect::Registered { agent: id, incarnation });

@@ -25,6 +25,8 @@ pub enum Effect {
     Revoke { agent: AgentId, incarnation: Incarnation, lease: Lease },
     /// Tell the agent to cancel the lease's job gracefully; it still reports the end.
     Cancel { agent: AgentId, incarnation: Incarnation, lease: Lease },
+    /// Tell the agent whether it is to be empty, as its row says.
+    Empty { agent: AgentId, incarnation: Incarnation },
     /// Plan the run again and propose `ExtendRun` with this revision.
     PlanRun { run: RunId, revision: u32 },
     /// A row of the run changed: wake those who watch it.
@@ -80,6 +82,10 @@ pub enum Rejection {
     AgentUnknown,
     #[error("agent has left and takes no more work")]
     AgentRetired,
+    #[error("agent is cordoned, drained or leaving, and gets no work")]
+    AgentCordoned,
+    #[error("agent was removed and may not come back: use another name")]
+    AgentRemoved,
     #[error("incarnation is not the agent's current one")]
     IncarnationStale,
     #[error("agent has no room")]

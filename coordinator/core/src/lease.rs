@@ -54,6 +54,9 @@ impl State {
         if agent.retired {
             return Err(Rejection::AgentRetired);
         }
+        if !agent.takes_work() {
+            return Err(Rejection::AgentCordoned);
+        }
         let labels = &agent.definition.labels;
         if let Some(missing) = job.definition.labels.iter().find(|label| !labels.contains(label)) {
             return Err(Rejection::LabelMissing(missing.clone()));
@@ -187,7 +190,11 @@ impl State {
 
     /// Frees what the lease holds, and tells who held it. The caller says at once
     /// what becomes of the job, which still looks leased.
-    fn end_lease(&mut self, turn: &mut Turn, lease: Lease) -> Option<(AgentId, Incarnation)> {
+    pub(crate) fn end_lease(
+        &mut self,
+        turn: &mut Turn,
+        lease: Lease,
+    ) -> Option<(AgentId, Incarnation)> {
         let job = self.leased_job(lease)?;
         let JobStatus::Leased { agent, incarnation, .. } = job.status else { return None };
         self.count_leased(turn, lease.work.job, false);
@@ -247,13 +254,13 @@ impl State {
         }
     }
 
-    fn requeue(&mut self, turn: &mut Turn, id: JobId) {
+    pub(crate) fn requeue(&mut self, turn: &mut Turn, id: JobId) {
         self.edit_job(turn, id, |job| job.status = JobStatus::Queued);
         turn.dispatch = true;
     }
 }
 
-const WAS_CANCELLED: &str = "it was cancelled";
+pub(crate) const WAS_CANCELLED: &str = "it was cancelled";
 
 fn failure(class: FailureClass, why: &str) -> Outcome {
     Outcome {

@@ -8,6 +8,7 @@ mod agent;
 mod artifact;
 mod claim;
 mod effect;
+mod fleet;
 mod group;
 mod identity;
 mod image;
@@ -40,7 +41,7 @@ pub use proposal::{
 };
 pub use replica::{FOUNDER, Replica};
 pub use rows::{
-    Agent, Artifact, Cancel, Claim, ClaimKey, Job, JobCounts, JobStatus, Matrix, Run, Waiter,
+    Agent, Artifact, Cancel, Claim, ClaimKey, Drain, Job, JobCounts, JobStatus, Matrix, Run, Waiter,
 };
 pub use state::State;
 pub use table::Write;

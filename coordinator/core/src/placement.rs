@@ -133,7 +133,7 @@ impl<'a> Pass<'a> {
         for &(id, incarnation) in connected {
             let Some(agent) = state.agent(id) else { continue };
             let slots = state.free_slots(agent);
-            if agent.incarnation != incarnation || agent.retired || slots == 0 {
+            if agent.incarnation != incarnation || !agent.takes_work() || slots == 0 {
                 continue;
             }
             let Resources { cpu_milli, memory_mib } = state.room(agent);

@@ -58,6 +58,27 @@ pub enum Proposal {
     /// Forgets finished runs, and ones whose submitter never sealed them. Others named
     /// here are passed over. See `State::runs_to_retire`.
     RetireRuns { runs: Vec<RunId> },
+    /// The agent gives back, in one step, leases of which nothing was started: they are
+    /// queued again and not counted. Those that it does not hold are passed over. With a
+    /// window it leaves when that is over, and takes no more work until it registers again.
+    HandBack {
+        agent: AgentId,
+        incarnation: Incarnation,
+        leases: Vec<Lease>,
+        window_ms: Option<u64>,
+        preempted: bool,
+    },
+    /// Somebody wants the agent of this name to get no more work, or to get some again:
+    /// then it is not drained any longer either.
+    CordonAgent { name: String, cordoned: bool },
+    /// Somebody wants the agent of this name empty: it gets no more work, what it has not
+    /// started is given back, and what runs after `deadline_ms` is stopped and given back.
+    /// Without a deadline it may take as long as it takes. A repetition of the same
+    /// request changes nothing.
+    DrainAgent { name: String, request: RequestId, deadline_ms: Option<u64> },
+    /// The agent of this name is never to come back. What it runs is stopped; its leases
+    /// end when it gives them back, or are not prolonged any more.
+    RemoveAgent { name: String },
     /// Makes a directory a member of the group, under a new id. Repeated for one that is
     /// known, it changes no more than [`Proposal::UpdateReplica`] does.
     AdmitReplica { storage_id: String, endpoint: String, level: u32 },
@@ -108,6 +129,10 @@ variants! { Proposal {
     34 = AddAuthority { storage_id, certificate, ancestors },
     36 = Deny { subject, reason, by },
     37 = Allow { subject },
+    50 = HandBack { agent, incarnation, leases, window_ms, preempted },
+    51 = CordonAgent { name, cordoned },
+    52 = DrainAgent { name, request, deadline_ms },
+    53 = RemoveAgent { name },
 } }
 
 /// Makes a client's mutation idempotent: (project, principal, id) has one effect.

@@ -234,9 +234,38 @@ pub struct Agent {
     /// When the current incarnation registered.
     pub registered: Timestamp,
     pub version: u64,
+    /// Somebody wants it to get no more work. Outlasts its incarnations.
+    pub cordoned: bool,
+    /// Somebody wants it empty. Outlasts its incarnations.
+    pub drain: Option<Drain>,
+    /// When its machine goes away, as it said; zero where it said nothing.
+    pub leaves: Timestamp,
+    /// Never to come back.
+    pub removed: bool,
 }
 
-record! { Agent { id, definition, incarnation, retired, registered, version } }
+record! { Agent {
+    id, definition, incarnation, retired, registered, version, cordoned, drain, leaves, removed,
+} }
+
+impl Agent {
+    /// Whether it may be given work.
+    pub fn takes_work(&self) -> bool {
+        let leaves = self.leaves > Timestamp::default();
+        !self.retired && !self.cordoned && self.drain.is_none() && !leaves && !self.removed
+    }
+}
+
+/// Somebody's wish that an agent be empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drain {
+    pub request: RequestId,
+    pub since: Timestamp,
+    /// When what still runs is stopped; none: never.
+    pub deadline: Option<Timestamp>,
+}
+
+record! { Drain { request, since, deadline } }
 
 /// Names a claim: cache scope and action.
 pub type ClaimKey = (ProjectName, Digest);

@@ -8,6 +8,7 @@ use steading_model::codec::{Encode, record};
 use steading_model::{AgentId, Epoch, JobId, RunId, Timestamp};
 
 use crate::effect::{Effect, Rejection};
+use crate::fleet::HandedBack;
 use crate::group::{Group, Step};
 use crate::identity::Identities;
 use crate::index::Index;
@@ -167,6 +168,15 @@ impl State {
                 self.record_artifact(turn, lease, name, root, files, bytes)
             }
             Proposal::RetireRuns { runs } => self.retire_runs(turn, &runs),
+            Proposal::HandBack { agent, incarnation, leases, window_ms, preempted } => {
+                let back = HandedBack { agent, incarnation, window_ms, preempted };
+                self.hand_back(turn, back, &leases)
+            }
+            Proposal::CordonAgent { name, cordoned } => self.cordon_agent(turn, &name, cordoned),
+            Proposal::DrainAgent { name, request, deadline_ms } => {
+                self.drain_agent(turn, &name, request, deadline_ms)
+            }
+            Proposal::RemoveAgent { name } => self.remove_agent(turn, &name),
             Proposal::AdmitReplica { storage_id, endpoint, level } => {
                 self.admit_replica(turn, storage_id, endpoint, level)
             }

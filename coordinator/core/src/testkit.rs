@@ -19,16 +19,18 @@ use std::fmt::Write as _;
 
 use steading_model::codec::{Decode, Encode};
 use steading_model::{
-    AgentId, Digest, Epoch, FailureClass, Incarnation, JobId, Provisioning, Resources, RunId, Spot,
-    StepCounts, Timestamp, Work,
+    AgentId, Digest, Epoch, FailureClass, JobId, Resources, RunId, Spot, StepCounts, Timestamp,
+    Work,
 };
 
 use crate::placement::place;
 use crate::rows::JobStatus;
 use crate::{
-    Assignment, Concurrency, Effect, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Rejection,
-    Request, Resolution, State,
+    Assignment, Concurrency, Effect, Lease, NewJob, NewRun, Outcome, Proposal, Rejection, Request,
+    Resolution, State,
 };
+
+mod fleet;
 
 /// Plays a story, and panics at the first line that goes otherwise.
 ///
@@ -125,11 +127,6 @@ impl Stage {
     fn proposal(&self, verb: &str, words: &[&str]) -> Proposal {
         let options = Options::read(words);
         match verb {
-            "agent" => Proposal::RegisterAgent { agent: agent(&options) },
-            "retire-agent" => Proposal::RetireAgent {
-                agent: id(words[0]),
-                incarnation: Incarnation::from_counter(options.number("incarnation", 1)),
-            },
             "admit" => Proposal::AdmitRun {
                 run: new_run(&options),
                 jobs: options.jobs(1),
@@ -193,7 +190,7 @@ impl Stage {
                 bytes: 10,
             },
             "retire" => Proposal::RetireRuns { runs: words.iter().map(|word| id(word)).collect() },
-            other => panic!("no verb `{other}`"),
+            other => fleet::proposal(self, other, words, &options),
         }
     }
 
@@ -304,6 +301,7 @@ impl Stage {
             Effect::NotAssigned { job, why, .. } => format!("not {job}: {why}"),
             Effect::Revoke { agent, lease, .. } => format!("revoke {} {agent}", l(lease)),
             Effect::Cancel { agent, lease, .. } => format!("cancel {} {agent}", l(lease)),
+            Effect::Empty { agent, .. } => fleet::render(self, *agent),
             Effect::PlanRun { run, revision } => format!("plan {run} r{revision}"),
             Effect::RunChanged { run } => format!("changed {run}"),
             Effect::RunFinished { run } => format!("{run} is {}", self.show_run(*run)),
@@ -418,26 +416,6 @@ fn concurrency(options: &Options<'_>) -> Option<Concurrency> {
         cancel_in_progress: options.flag("cancels"),
         queue_all: options.flag("queues"),
     })
-}
-
-fn agent(options: &Options<'_>) -> NewAgent {
-    let labels = options.text("on", "").split('+').filter(|label| !label.is_empty());
-    NewAgent {
-        name: options.plain[0].into(),
-        pool: options.text("pool", "pool").into(),
-        provisioning: match options.flag("spot") {
-            true => Provisioning::Spot,
-            false => Provisioning::OnDemand,
-        },
-        labels: labels.map(str::to_owned).collect(),
-        slots: options.number("slots", 1) as u32,
-        resources: Resources {
-            cpu_milli: options.number("cpu", 1_000_000) as u32,
-            memory_mib: options.number("mem", 1_000_000) as u32,
-        },
-        cache_endpoint: String::new(),
-        properties: BTreeMap::new(),
-    }
 }
 
 fn new_run(options: &Options<'_>) -> NewRun {

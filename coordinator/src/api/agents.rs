@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use steading_core::{Effect, Lease, NewAgent, Outcome, Proposal, Rejection, Resolution};
 use steading_model::{
-    Digest, DigestFunction, FailureClass, ProjectName, Provisioning, Resources, RunId, StepCounts,
+    AgentId, Digest, DigestFunction, FailureClass, Incarnation, ProjectName, Provisioning,
+    Resources, RunId, StepCounts,
 };
 use steading_proto::v1;
 use steading_proto::v1::agents_server::Agents;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Answers, append_log, convert, session};
+use super::{Answers, append_log, convert, fleet, session};
 use crate::blocking::blocking;
 use crate::claims::{Claims, Decision, Wait};
 use crate::documents::{DocumentError, Documents};
@@ -54,6 +55,7 @@ pub(crate) struct AgentsService {
 #[tonic::async_trait]
 impl Agents for AgentsService {
     type SessionStream = Answers<v1::CoordinatorMessage>;
+    type WatchLeaderStream = Answers<v1::Leadership>;
     type AppendLogStream = Answers<v1::LogAck>;
 
     #[tracing::instrument(name = "agent.register", skip_all, fields(name = request.get_ref().name))]
@@ -137,6 +139,39 @@ impl Agents for AgentsService {
         self.lease_ended(run, lease);
         self.finish_logs(lease, BTreeMap::new()).await?;
         Ok(Response::new(v1::ReleaseLeaseResponse {}))
+    }
+
+    async fn watch_leader(
+        &self,
+        _: Request<v1::WatchLeaderRequest>,
+    ) -> Result<Response<Self::WatchLeaderStream>, Status> {
+        let (replica, leadership) = (self.replica.clone(), self.leadership.clone());
+        let said = fleet::watch_leader(replica, leadership, &self.tasks, self.stop.clone());
+        Ok(Response::new(said))
+    }
+
+    #[tracing::instrument(name = "agent.hand_back", skip_all, fields(agent_id = request.get_ref().agent_id))]
+    async fn hand_back(
+        &self,
+        request: Request<v1::HandBackRequest>,
+    ) -> Result<Response<v1::HandBackResponse>, Status> {
+        self.leadership.term()?;
+        let request = request.into_inner();
+        let leases: Vec<Lease> = request.unstarted.iter().map(convert::lease_of).collect();
+        let proposal = Proposal::HandBack {
+            agent: AgentId::from_counter(request.agent_id),
+            incarnation: Incarnation::from_counter(request.incarnation),
+            leases: leases.clone(),
+            window_ms: request.window_ms,
+            preempted: request.preempted,
+        };
+        self.replica.propose(proposal).await?;
+        let state = self.replica.view();
+        for lease in leases.into_iter().filter(|lease| state.leased_job(*lease).is_none()) {
+            let run = state.job(lease.work.job).map(|job| job.run);
+            self.lease_ended(run, lease);
+        }
+        Ok(Response::new(v1::HandBackResponse {}))
     }
 
     async fn claim_action(

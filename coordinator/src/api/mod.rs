@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 mod append_log;
 mod convert;
+mod fleet;
 pub(crate) mod pipelines;
 mod read_log;
 mod session;

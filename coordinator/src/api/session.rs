@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steading_core::{Agent, Job, JobStatus, Lease, Proposal, State};
-use steading_model::{AgentId, FailureClass, Incarnation};
+use steading_model::{AgentId, FailureClass, Incarnation, Timestamp};
 use steading_proto::v1;
 use steading_proto::v1::agent_message::Message as FromAgent;
 use steading_proto::v1::coordinator_message::Message as ToAgent;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
-use super::{Answers, convert};
+use super::{Answers, convert, fleet};
 use crate::leadership::Term;
 use crate::leases::Leases;
 use crate::offers::Offers;
@@ -144,7 +144,11 @@ impl Connected<'_> {
         self.parts.replica.read_barrier().await.map_err(Status::from)?;
         let state = self.parts.replica.view();
         match state.agent(self.agent) {
-            Some(agent) if agent.incarnation == incarnation && is_named(agent, name) => (),
+            Some(agent) if agent.incarnation == incarnation && is_named(agent, name) => {
+                if agent.removed && state.leases_of(self.agent).next().is_none() {
+                    return Err(End::Told(Status::permission_denied("the agent was removed")));
+                }
+            }
             Some(agent) => return Err(End::Told(not_current(agent, name))),
             None => return Err(End::Told(unknown_agent())),
         }
@@ -154,6 +158,8 @@ impl Connected<'_> {
         let welcome = v1::Welcome {
             leases: leases().map(convert::wire_lease).collect(),
             cancelling: cancelling.map(convert::wire_lease).collect(),
+            endpoints: fleet::endpoints(&state),
+            empty: state.agent(self.agent).and_then(|agent| fleet::empty(agent, now())),
         };
         let leases: Vec<Lease> = leases().collect();
         self.tell(ToAgent::Welcome(welcome)).await?;
@@ -210,7 +216,10 @@ impl Connected<'_> {
                 let lease = convert::lease(decline.lease)?;
                 tracing::info!(agent = %self.agent, work = %lease.work, reason = decline.reason, "offer declined");
                 self.session.rest();
-                self.give_back(lease).await;
+                // Only what it was offered may it decline.
+                if is_held_by(&self.parts.replica.view(), lease, self.agent) {
+                    self.give_back(lease).await;
+                }
                 Ok(())
             }
             Some(FromAgent::Progress(progress)) => {
@@ -246,12 +255,15 @@ impl Connected<'_> {
     /// on a lease for longer than this coordinator does.
     async fn renew(&mut self, asked: Vec<Asked>) -> Result<(), End> {
         let state = self.parts.replica.view();
+        // What a removed agent holds ends when it gives it back, or soon by itself.
+        let removed = state.agent(self.agent).is_some_and(|agent| agent.removed);
         let mut answers = Vec::with_capacity(asked.len());
         for Asked { sequence, leases } in asked {
             let (held, refused): (Vec<Lease>, Vec<Lease>) =
                 leases.into_iter().partition(|lease| is_held_by(&state, *lease, self.agent));
             // One that was chosen for expiry meanwhile is left out, and one whose expiry was
             // applied since the state was read.
+            let held = if removed { Vec::new() } else { held };
             let mut renewed = self.parts.leases.renew(&held);
             let now = self.parts.replica.view();
             renewed.retain(|lease| now.leased_job(*lease).is_some());
@@ -279,6 +291,11 @@ impl Connected<'_> {
             Notice::Cancel(lease) => {
                 let lease = Some(convert::wire_lease(lease));
                 self.tell(ToAgent::Cancel(v1::Cancel { lease })).await
+            }
+            Notice::Empty => {
+                let state = self.parts.replica.view();
+                let empty = state.agent(self.agent).and_then(|agent| fleet::empty(agent, now()));
+                self.tell(ToAgent::Empty(empty.unwrap_or_default())).await
             }
         }
     }
@@ -347,6 +364,12 @@ fn unknown_agent() -> Status {
 fn is_held_by(state: &State, lease: Lease, agent: AgentId) -> bool {
     let holder = state.leased_job(lease).map(|job| &job.status);
     matches!(holder, Some(JobStatus::Leased { agent: holder, .. }) if *holder == agent)
+}
+
+/// By this machine's clock, which is near the one that stamps proposals.
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Timestamp::from_ms(since.map_or(0, |since| since.as_millis() as u64))
 }
 
 fn is_cancelling(job: &Job) -> bool {

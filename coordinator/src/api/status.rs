@@ -1,6 +1,7 @@
 //! What a failure looks like on the wire: each error in one place.
 
 use steading_core::Rejection;
+use steading_proto::leader::not_leader;
 use tonic::{Code, Status};
 
 use crate::documents::DocumentError;
@@ -14,7 +15,8 @@ impl From<ProposeError> for Status {
             ProposeError::Busy => Self::resource_exhausted("too many proposals wait, try again"),
             ProposeError::TooLarge(_) => Self::invalid_argument(error.to_string()),
             // Whether it was applied is not known: a repetition is answered like the first.
-            ProposeError::NotLeader | ProposeError::Stopped | ProposeError::Unknown => {
+            ProposeError::NotLeader => not_leader(None),
+            ProposeError::Stopped | ProposeError::Unknown => {
                 Self::unavailable(format!("{error}; try again"))
             }
         }
@@ -25,6 +27,7 @@ impl From<ProposeError> for Status {
 /// of what agents propose.
 fn rejected(rejection: &Rejection) -> Status {
     let code = match rejection {
+        Rejection::AgentRemoved => Code::PermissionDenied,
         Rejection::RunUnknown | Rejection::ReplicaUnknown => Code::NotFound,
         Rejection::TokenUnknown | Rejection::TokenExpired | Rejection::Denied => {
             Code::PermissionDenied

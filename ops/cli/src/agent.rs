@@ -5,7 +5,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, JobUser};
 use crate::connect::Endpoint;
-use crate::coordinators::Coordinators;
 use crate::exit::{Ended, Failure};
 use crate::local;
 use crate::run::{cores, labels};
@@ -25,7 +24,10 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 ///
 /// [`Failure`] where it cannot start, or its user may not do what `--user` asks for.
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
-    let coordinators = Coordinators::new(Endpoint::read_all(&args.coordinator)?, None);
+    let endpoints = Endpoint::read_all(&args.coordinator)?;
+    let endpoints = endpoints.iter().map(ToString::to_string).collect();
+    let cluster = steading_agent::Cluster::new(endpoints, steading_agent::dial(true))
+        .map_err(Failure::usage)?;
     let name = match args.name {
         Some(name) => name,
         None => nix::unistd::gethostname()
@@ -55,12 +57,13 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
         data_dir: std::path::absolute(args.data_dir).map_err(anyhow::Error::from)?,
         blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },
         user,
+        leave_window_ms: steading_agent::LEAVE_WINDOW_MS_DEFAULT,
         program: local::program()?,
         resources: local::resources(),
     };
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let stop = CancellationToken::new();
-    let serve = steading_agent::run(config, coordinators.channel(), stop.clone());
+    let serve = steading_agent::run(config, cluster, stop.clone());
     tokio::pin!(serve);
     tokio::select! {
         served = &mut serve => served?,

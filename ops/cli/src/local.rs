@@ -157,11 +157,13 @@ impl Farm {
             data_dir: self.data_dir.join("agent"),
             blobs: steading_agent::BlobsSetting::Shared(self.store()),
             user: steading_agent::RunAs::SelfUser,
+            leave_window_ms: steading_agent::LEAVE_WINDOW_MS_DEFAULT,
             program: program()?,
             resources: resources(),
         };
-        let (channel, stop) = (self.channel(), self.stop_agent.clone());
-        self.agent.spawn(async move { steading_agent::run(config, channel, stop).await });
+        let cluster = steading_agent::Cluster::single(self.channel());
+        let stop = self.stop_agent.clone();
+        self.agent.spawn(async move { steading_agent::run(config, cluster, stop).await });
         Ok(())
     }
 

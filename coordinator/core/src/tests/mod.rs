@@ -2,6 +2,7 @@
 
 mod agents;
 mod claims;
+mod fleet;
 mod groups;
 mod identities;
 mod image;

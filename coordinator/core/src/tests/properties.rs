@@ -20,7 +20,7 @@ use crate::{
 pub(super) type Step = [u8; 6];
 
 /// Kinds of steps, the common ones counted several times.
-const KINDS: u8 = 27;
+const KINDS: u8 = 31;
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
     (0u8..KINDS, any::<[u8; 5]>()).prop_map(|(kind, [a, b, c, d, e])| [kind, a, b, c, d, e])
@@ -145,15 +145,20 @@ fn everyone(state: &State) -> BTreeSet<(AgentId, Incarnation)> {
 /// What an honest farm does with what is left: seal, plan, place, succeed.
 fn finish_everything(stage: &mut Stage) {
     let now = stage.state.now();
-    // One agent that can run whatever there is.
-    let name = stage.state.agents().next().map_or("a0".into(), |a| a.definition.name.clone());
-    let agent = NewAgent { labels: vec!["x".into(), "y".into()], ..new_agent(name, 9) };
-    let agent = NewAgent { resources: Resources { cpu_milli: 999, memory_mib: 999 }, ..agent };
-    let spot = NewAgent { provisioning: Provisioning::Spot, ..agent.clone() };
-    stage.apply(now, Proposal::RegisterAgent { agent }).unwrap();
-    let others = stage.state.agents().skip(1).map(|agent| agent.definition.name.clone());
-    let name = others.last().unwrap_or_else(|| "another".into());
-    stage.apply(now, Proposal::RegisterAgent { agent: NewAgent { name, ..spot } }).unwrap();
+    // One agent of each kind that can run whatever there is.
+    let leases = stage.state.leased().filter_map(Job::lease).collect();
+    stage.apply(now, Proposal::ExpireLeases { leases }).unwrap();
+    let agents = stage.state.agents().filter(|agent| !agent.removed);
+    let names: Vec<String> = agents.map(|agent| agent.definition.name.clone()).collect();
+    let names = names.into_iter().chain(["new".to_owned(), "newer".to_owned()]).take(2);
+    for (name, provisioning) in names.zip([Provisioning::OnDemand, Provisioning::Spot]) {
+        let labels = vec!["x".into(), "y".into()];
+        let resources = Resources { cpu_milli: 999, memory_mib: 999 };
+        let agent = new_agent(name.clone(), 9);
+        let agent = NewAgent { labels, resources, provisioning, ..agent };
+        stage.apply(now, Proposal::RegisterAgent { agent }).unwrap();
+        stage.apply(now, Proposal::CordonAgent { name, cordoned: false }).unwrap();
+    }
     for _ in 0..10_000 {
         let state = &stage.state;
         let unsealed = state.open_runs().find(|run| !run.sealed);
@@ -242,12 +247,37 @@ fn proposal(state: &State, [kind, _, a, b, c, d]: Step) -> Proposal {
             level: 1,
         },
         26 => Proposal::RemoveReplica { replica: u64::from(a % 6), force: b % 2 == 0 },
+        27..=30 => fleet_proposal(state, kind - 27, [a, b, c, d]),
         _ => Proposal::RecordArtifact {
             lease,
             name: format!("artifact-{}", b % 5),
             root: digest("root"),
             files: 1,
             bytes: 1,
+        },
+    }
+}
+
+fn fleet_proposal(state: &State, kind: u8, [a, b, c, d]: [u8; 4]) -> Proposal {
+    let name = format!("a{}", a % 6);
+    match kind {
+        0 => {
+            let agent = AgentId::from_counter(u64::from(a % 6));
+            let current = state.agent(agent).map_or(1, |agent| agent.incarnation.counter());
+            Proposal::HandBack {
+                agent,
+                incarnation: Incarnation::from_counter(current - u64::from(b % 8 == 0)),
+                leases: vec![lease(state, b, d), lease(state, c, d)],
+                window_ms: (c % 2 == 0).then_some(15_000),
+                preempted: d % 2 == 0,
+            }
+        }
+        1 | 2 if b % 4 > 0 => Proposal::CordonAgent { name, cordoned: kind == 1 && c % 2 == 0 },
+        3 if b % 8 == 0 => Proposal::RemoveAgent { name },
+        _ => Proposal::DrainAgent {
+            name,
+            request: format!("drain-{}", b % 3).parse().unwrap(),
+            deadline_ms: (c % 2 == 0).then_some(1_000),
         },
     }
 }
