@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use steading_coordinator::replica::{Options, Replica};
+use steading_coordinator::replica::{Options, Replica, Started};
 use steading_core::{NewAgent, Proposal};
 use steading_model::{Provisioning, Resources};
 
@@ -21,7 +21,7 @@ pub(crate) fn proposals(scratch: &Path, disk: &Disk) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for clients in [1, 16, 256] {
         let dir = scratch.join(format!("replica-{clients}"));
-        let (replica, thread, mut notices) = Replica::start(Options::server(dir))?;
+        let Started { replica, thread, mut notices, .. } = Replica::start(Options::server(dir))?;
         let mut samples = runtime.block_on(async {
             let mut drain = tokio::task::JoinSet::new();
             drain.spawn(async move { while notices.recv().await.is_some() {} });

@@ -30,7 +30,7 @@ use crate::leases::Leases;
 use crate::logs::Logs;
 use crate::planner::Planner;
 use crate::progress::Progress;
-use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread};
+use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread, Started};
 use crate::run_watch::{self, RunWatch};
 use crate::secrets::Sealer;
 use crate::sessions::Sessions;
@@ -347,7 +347,9 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
     let logs = Logs::open(&dir.join("logs")).context("open the logs")?;
     let options =
         Options { segment_bytes: config.segment_bytes, ..Options::server(dir.join("replica")) };
-    let (replica, thread, notices) = Replica::start(options).context("start the replica")?;
+    // Nobody else is in the group yet, so nobody is spoken to.
+    let Started { replica, thread, notices, outbound: _ } =
+        Replica::start(options).context("start the replica")?;
     let parts = Parts {
         leadership: Leadership::new(replica.clone(), 1),
         replica,

@@ -52,7 +52,27 @@ pub(crate) struct Identity {
     pub format: u32,
 }
 
+/// Who a directory is to be in a group that admitted it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    pub cluster_id: String,
+    pub replica_id: u64,
+    pub storage_id: String,
+}
+
 impl Identity {
+    /// One that a group admitted.
+    pub(crate) fn joined(joined: &Joined) -> Self {
+        let Joined { cluster_id, replica_id, storage_id } = joined.clone();
+        Self { cluster_id, replica_id, storage_id, format: FORMAT }
+    }
+
+    /// The names without the format.
+    pub(crate) fn names(&self) -> Joined {
+        let Self { cluster_id, replica_id, storage_id, .. } = self.clone();
+        Joined { cluster_id, replica_id, storage_id }
+    }
+
     /// The first replica of a new group, from 32 random bytes.
     pub(crate) fn first(random: [u8; 32]) -> Self {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();

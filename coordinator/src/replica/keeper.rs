@@ -18,9 +18,17 @@ const SNAPSHOTS_KEPT: usize = 2;
 /// One thing to do.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Checkpoint { meta: ImageMeta, writes: Writes },
-    Snapshot { header: Header, state: Box<State> },
+    Checkpoint {
+        meta: ImageMeta,
+        writes: Writes,
+    },
+    Snapshot {
+        header: Header,
+        state: Box<State>,
+    },
     Remove(Vec<PathBuf>),
+    /// The log begins with this staged snapshot now.
+    Adopt(Position),
 }
 
 /// What a checkpoint writes.
@@ -62,6 +70,12 @@ impl Keeper {
                 Kept::Checkpoint { done: self.checkpoint(&meta, writes) }
             }
             Job::Snapshot { header, state } => self.snapshot(header, &state),
+            Job::Adopt(at) => {
+                if let Err(error) = snapshot::adopt(&*self.vfs, &self.snapshots, at) {
+                    tracing::error!(%error, "a received snapshot counts only after the next start");
+                }
+                Kept::Removed
+            }
             Job::Remove(paths) => {
                 if let Err(error) = wal::remove_segments(&*self.vfs, &paths) {
                     tracing::warn!(%error, "old log segments stay until the next snapshot");

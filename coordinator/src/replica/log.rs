@@ -1,12 +1,14 @@
 //! The log as Raft reads it: the write-ahead log, with what Raft may still ask
 //! for kept in memory.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use super::membership::Membership;
 use super::wal::{Position, Promise, Record, Recovered, Wal, WalError};
 
 /// The write-ahead log and its tail in memory.
@@ -24,6 +26,8 @@ pub(crate) struct Log {
     conf_state: ConfState,
     /// The newest snapshot that was read back, which a follower could be given.
     snapshot: Option<(Position, ConfState)>,
+    /// A member needs a snapshot, of this index or later, and there is none.
+    wanted: Cell<Option<u64>>,
 }
 
 impl Log {
@@ -61,16 +65,20 @@ impl Log {
             written: recovered.promise,
             conf_state,
             snapshot: None,
+            wanted: Cell::new(None),
         }
     }
 
     /// Appends entries, over what conflicts with them, and the promise; durable if `sync`.
+    /// With `restart` everything before is void: a snapshot of that position takes its
+    /// place, in the same write.
     ///
     /// # Errors
     ///
     /// [`WalError`], after which nothing may be acknowledged any more.
     pub(crate) fn append(
         &mut self,
+        restart: Option<(Position, ConfState)>,
         entries: Vec<Entry>,
         hard_state: Option<&HardState>,
         sync: bool,
@@ -78,7 +86,15 @@ impl Log {
         if let Some(hard_state) = hard_state {
             self.hard_state = hard_state.clone();
         }
-        let mut records = Vec::with_capacity(entries.len() + 2);
+        let mut records = Vec::with_capacity(entries.len() + 3);
+        if let Some((at, conf_state)) = restart {
+            self.entries.clear();
+            self.bytes = 0;
+            (self.base, self.conf_state) = (at, conf_state.clone());
+            self.snapshot = Some((at, conf_state));
+            self.hard_state.commit = self.hard_state.commit.max(at.index);
+            records.push(Record::Restart(at));
+        }
         if let Some(first) = entries.first()
             && first.index <= self.last().index
         {
@@ -124,14 +140,25 @@ impl Log {
         self.wal.seal()
     }
 
-    /// Forgets the entries in memory up to `position`, which a snapshot holds.
-    pub(crate) fn compact(&mut self, position: Position, conf_state: ConfState) {
-        while self.entries.front().is_some_and(|entry| entry.index <= position.index) {
+    /// A snapshot of `position` was made. Forgets the entries in memory that it holds, but
+    /// for those behind `keep`, which a member still wants to have.
+    pub(crate) fn compact(&mut self, position: Position, conf_state: ConfState, keep: u64) {
+        let held = |entry: &&Entry| entry.index <= position.index;
+        self.bytes = self.entries.iter().filter(|entry| !held(entry)).map(bytes_of).sum();
+        let to = position.index.min(keep);
+        while let Some(entry) = self.entries.front()
+            && entry.index <= to
+        {
+            self.base = Position { index: entry.index, term: entry.term };
             self.entries.pop_front();
         }
-        self.bytes = self.entries.iter().map(|entry| entry.data.len() as u64).sum();
-        self.base = position;
         self.snapshot = Some((position, conf_state));
+        self.wanted.set(None);
+    }
+
+    /// Whether a member waits for a snapshot that nobody has made.
+    pub(crate) fn wants_snapshot(&self) -> bool {
+        self.wanted.get().is_some()
     }
 
     /// The segment files that hold nothing behind `index`; they count as gone.
@@ -229,13 +256,17 @@ impl Storage for Log {
     }
 
     /// Metadata only: the bytes travel on their own call.
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        let Some((position, conf_state)) = &self.snapshot else {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // Behind the base it would be of no use: what follows it is not in memory any more.
+        let least = request_index.max(self.base.index);
+        // One that does not know whom it is for is refused there.
+        let usable = self.snapshot.as_ref().filter(|(position, conf_state)| {
+            position.index >= least && Membership::from(conf_state).contains(to)
+        });
+        let Some((position, conf_state)) = usable else {
+            self.wanted.set(Some(least));
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
-        if position.index < request_index {
-            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
-        }
         let mut snapshot = Snapshot::default();
         let metadata = snapshot.mut_metadata();
         metadata.index = position.index;
@@ -247,6 +278,10 @@ impl Storage for Log {
 
 /// What an entry takes in a message besides its data and context, bytes; generous.
 const ENTRY_OVERHEAD_BYTES: usize = 32;
+
+fn bytes_of(entry: &Entry) -> u64 {
+    entry.data.len() as u64
+}
 
 fn bytes_behind(record: &Record, index: u64) -> u64 {
     match record {

@@ -1,5 +1,7 @@
 //! Who is in the group, as it is kept in the image and in snapshots.
 
+use std::collections::BTreeSet;
+
 use raft::eraftpb::ConfState;
 use steading_model::codec::record;
 
@@ -21,9 +23,36 @@ impl Membership {
         Self { voters: vec![replica], ..Self::default() }
     }
 
-    /// Whether `replica` decides alone.
+    /// Whether `replica` decides alone; others may listen.
     pub fn is_single(&self, replica: u64) -> bool {
         self.voters == [replica] && self.voters_outgoing.is_empty()
+    }
+
+    /// Whether nobody is there but `replica`, which decides.
+    pub fn is_alone(&self, replica: u64) -> bool {
+        self.is_single(replica) && self.learners.is_empty() && self.learners_next.is_empty()
+    }
+
+    /// Everybody, each once.
+    pub fn all(&self) -> impl Iterator<Item = u64> {
+        let lists = [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next];
+        let all: BTreeSet<u64> = lists.into_iter().flatten().copied().collect();
+        all.into_iter()
+    }
+
+    /// Whether `replica` is a member, of whatever kind.
+    pub fn contains(&self, replica: u64) -> bool {
+        self.all().any(|member| member == replica)
+    }
+
+    /// Whether `replica` has a vote in the newer configuration.
+    pub fn votes(&self, replica: u64) -> bool {
+        self.voters.contains(&replica)
+    }
+
+    /// Whether two configurations have to agree, until the newer one is entered.
+    pub fn is_joint(&self) -> bool {
+        !self.voters_outgoing.is_empty()
     }
 }
 

@@ -5,6 +5,7 @@
 //! acknowledged is in the log of record (`wal`) and synced; everything else on the
 //! disk can be made again from it.
 
+mod handle;
 mod identity;
 mod image;
 #[cfg(any(test, feature = "testkit"))]
@@ -38,14 +39,16 @@ use steading_model::codec::Encode;
 use steading_model::limits::PROPOSAL_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use identity::{DirLock, FIRST_REPLICA, IdentityError, identity_of};
+pub use handle::{Incoming, InstallError};
+pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined, identity_of};
 pub use image::ImageError;
-pub use node::{Cadence, ReplicaError};
+pub use membership::Membership;
+pub use node::{Cadence, GroupStatus, Progress, ReplicaError, Standing};
 pub use open::StartError;
 pub use snapshot::SnapshotError;
 
 use image_sled::SledStore;
-use thread::{Input, Thread};
+use thread::{GroupView, Input, Thread};
 
 /// Proposals and reads that wait for the thread; more are refused with [`ProposeError::Busy`].
 const QUEUE_MAX: usize = 4096;
@@ -61,6 +64,9 @@ pub struct Options {
     /// Size of a segment of the log, bytes.
     pub segment_bytes: u64,
     pub cadence: Cadence,
+    /// Who an empty directory becomes in a group that admitted it; a group of its own
+    /// where nobody is named.
+    pub join: Option<Joined>,
 }
 
 impl Options {
@@ -68,16 +74,20 @@ impl Options {
     pub const fn server(dir: PathBuf) -> Self {
         let cadence =
             Cadence { checkpoint_entries: 10_000, checkpoint_ms: 30_000, snapshot_bytes: 64 << 20 };
-        Self { dir, segment_bytes: 64 << 20, cadence }
+        Self { dir, segment_bytes: 64 << 20, cadence, join: None }
     }
 
     /// For one that lives in another program and starts often: small files.
     pub const fn embedded(dir: PathBuf) -> Self {
         let cadence =
             Cadence { checkpoint_entries: 10_000, checkpoint_ms: 30_000, snapshot_bytes: 16 << 20 };
-        Self { dir, segment_bytes: 4 << 20, cadence }
+        Self { dir, segment_bytes: 4 << 20, cadence, join: None }
     }
 }
+
+/// Batches of messages that wait for their sender; what does not fit is dropped, since
+/// Raft says again what matters.
+const OUTBOUND_MAX: usize = 1024;
 
 /// What the leader should do, or look for. A hint: whoever misses some asks
 /// `State::outstanding`.
@@ -118,6 +128,27 @@ pub struct Replica {
     stop: Arc<AtomicBool>,
     view: Arc<ArcSwap<State>>,
     changes: watch::Receiver<u64>,
+    standing: watch::Receiver<Standing>,
+    membership: watch::Receiver<Arc<Membership>>,
+    names: Arc<Names>,
+}
+
+/// Who the replica is, and where its snapshots are.
+#[derive(Debug)]
+struct Names {
+    joined: Joined,
+    snapshots: PathBuf,
+}
+
+/// A replica that was started.
+#[derive(Debug)]
+pub struct Started {
+    pub replica: Replica,
+    pub thread: ReplicaThread,
+    /// They end when the replica has stopped.
+    pub notices: mpsc::Receiver<Notice>,
+    /// Messages to other members, a batch a round. A group of one has none.
+    pub outbound: mpsc::Receiver<Vec<raft::eraftpb::Message>>,
 }
 
 /// The replica's thread.
@@ -137,28 +168,27 @@ impl ReplicaThread {
 }
 
 impl Replica {
-    /// Opens the directory (or makes it), replays the log and starts the thread. The
-    /// notices end when the replica has stopped.
+    /// Opens the directory (or makes it), replays the log and starts the thread.
     ///
     /// # Errors
     ///
     /// [`StartError`].
-    pub fn start(
-        options: Options,
-    ) -> Result<(Self, ReplicaThread, mpsc::Receiver<Notice>), StartError> {
+    pub fn start(options: Options) -> Result<Started, StartError> {
         let lock = DirLock::take(&options.dir)?;
         let image = options.dir.join("image");
         let store = SledStore::open(image.clone())
             .map_err(|source| StartError::Image { path: image, source })?;
         let place = open::Place {
             vfs: Arc::new(vfs::RealFs),
-            dir: options.dir,
+            dir: options.dir.clone(),
             segment_bytes: options.segment_bytes,
             frame_bytes: wal::FRAME_BYTES,
             background: true,
             cadence: options.cadence,
+            join: options.join,
         };
-        let (node, keeper) = open::open(&place, Box::new(store), random)?;
+        let open::Opened { node, keeper, identity } = open::open(&place, Box::new(store), random)?;
+        let names = Names { joined: identity.names(), snapshots: keeper.snapshots.clone() };
 
         let (input, inputs) = sync_channel(QUEUE_MAX);
         // One job at a time, so this never makes the replica wait.
@@ -171,6 +201,9 @@ impl Replica {
         let view = Arc::new(ArcSwap::from_pointee(node.state().clone()));
         let (changes, watching) = watch::channel(node.state().version());
         let (notices, consumer) = mpsc::channel(NOTICES_MAX);
+        let (stand, standing) = watch::channel(node.standing());
+        let (members, membership) = watch::channel(Arc::new(node.membership()));
+        let (outbound, outbox) = mpsc::channel(OUTBOUND_MAX);
         let now = Instant::now();
         let thread = Thread {
             node,
@@ -179,6 +212,7 @@ impl Replica {
             view: Arc::clone(&view),
             changes,
             notices,
+            group: GroupView { standing: stand, membership: members, outbound },
             jobs: Some(jobs),
             keeper: Some(keeper_thread),
             resync: false,
@@ -188,7 +222,10 @@ impl Replica {
             _lock: lock,
         };
         let thread = spawn("replica", move || thread.run())?;
-        Ok((Self { input, stop, view, changes: watching }, ReplicaThread(thread), consumer))
+        let names = Arc::new(names);
+        let replica = Self { input, stop, view, changes: watching, standing, membership, names };
+        let thread = ReplicaThread(thread);
+        Ok(Started { replica, thread, notices: consumer, outbound: outbox })
     }
 
     /// Makes the proposal durable and applies it. The answer comes when the state that

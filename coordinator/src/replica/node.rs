@@ -5,11 +5,13 @@
 //! leader sends may go out first; then entries and promises are written and
 //! synced; only then go answers to other members, and only then is anything applied.
 
+mod group;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType, Message};
-use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+use raft::{RawNode, StateRole};
 use steading_core::{Effect, Proposal, Rejection, State};
 use steading_model::Timestamp;
 use steading_model::codec::{Decode, DecodeError, Encode, Reader};
@@ -23,8 +25,15 @@ use super::snapshot::Header;
 use super::wal::{Position, WalError};
 use super::{ProposeError, slog_bridge};
 
+pub(crate) use group::{Ended, Staged};
+pub use group::{GroupStatus, Progress, Standing};
+
 /// Milliseconds of one of Raft's ticks.
 pub(crate) const TICK_MS: u64 = 25;
+
+/// Ticks without a word from the leader after which an election may begin; at most
+/// twice as many.
+pub(crate) const ELECTION_TICKS: usize = 10;
 
 /// Version of the encoding of an entry's data.
 const WAVE_FORMAT: u64 = 1;
@@ -52,8 +61,8 @@ pub enum ReplicaError {
     },
     #[error("the thread of the replica panicked")]
     Panicked,
-    #[error("this version cannot take in a snapshot from another replica")]
-    SnapshotReceived,
+    #[error("raft wants snapshot {index}, which was not received")]
+    NotReceived { index: u64 },
 }
 
 /// When the image and the snapshots are brought up to date.
@@ -74,10 +83,13 @@ pub(crate) struct Output {
     pub(crate) effects: Vec<Effect>,
     pub(crate) answers: Vec<(Waiter, Result<Vec<Effect>, ProposeError>)>,
     pub(crate) reads: Vec<(Reader_, Result<(), ProposeError>)>,
+    pub(crate) changes: Vec<(Ended, Result<(), ProposeError>)>,
     /// Leads from now on, with everything before applied.
     pub(crate) leads: bool,
     /// Whether anything was applied.
     pub(crate) applied: bool,
+    /// The members changed.
+    pub(crate) members: bool,
     /// For other members.
     pub(crate) messages: Vec<Message>,
 }
@@ -99,6 +111,11 @@ pub(crate) struct Node {
     read_last: u64,
     /// The term that it leads, with everything before it applied; 0 for none.
     leads: u64,
+    /// Who waits for a change of the members, by index and term.
+    changes: BTreeMap<u64, (u64, Ended)>,
+    /// A snapshot that was received, for the message that comes with it.
+    staged: Option<Staged>,
+    may_lead: bool,
     keeping: Keeping,
 }
 
@@ -115,6 +132,8 @@ struct Keeping {
     whole: bool,
     /// Segments to remove.
     remove: Vec<PathBuf>,
+    /// The snapshot that the log begins with since it was received.
+    adopt: Option<Position>,
     /// Not before this, after a snapshot that failed: bytes of log.
     snapshot_at_bytes: u64,
 }
@@ -141,7 +160,8 @@ impl Node {
         cadence: Cadence,
     ) -> Result<Self, ReplicaError> {
         let single = Membership::from(log.conf_state()).is_single(replica);
-        let raw = RawNode::new(&config(replica, applied.index), log, &slog_bridge::logger())?;
+        let raw =
+            RawNode::new(&group::config(replica, applied.index), log, &slog_bridge::logger())?;
         let mut node = Self {
             raw,
             now: state.now(),
@@ -153,6 +173,9 @@ impl Node {
             reads_ready: BTreeMap::new(),
             read_last: 0,
             leads: 0,
+            changes: BTreeMap::new(),
+            staged: None,
+            may_lead: true,
             keeping: Keeping {
                 cadence,
                 busy: false,
@@ -160,6 +183,7 @@ impl Node {
                 since_ms: None,
                 whole: !image_is_current,
                 remove: Vec::new(),
+                adopt: None,
                 snapshot_at_bytes: cadence.snapshot_bytes,
             },
         };
@@ -171,16 +195,6 @@ impl Node {
 
     pub(crate) const fn state(&self) -> &State {
         &self.state
-    }
-
-    /// Whether it decides alone, so that time means nothing to it.
-    pub(crate) fn is_single(&self) -> bool {
-        Membership::from(self.raw.store().conf_state()).is_single(self.raw.raft.id)
-    }
-
-    /// Time passed: one tick.
-    pub(crate) fn tick(&mut self) {
-        self.raw.tick();
     }
 
     /// Packs a wave of encoded proposals into one entry. `clock` is the leader's.
@@ -233,13 +247,15 @@ impl Node {
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
             output.messages.extend(ready.take_messages());
-            if !ready.snapshot().is_empty() {
-                return Err(ReplicaError::SnapshotReceived);
-            }
-            let must_sync = ready.must_sync();
+            let staged = self.staged_for(ready.snapshot())?;
+            let restart = staged.as_ref().map(Staged::restart);
+            let must_sync = ready.must_sync() || staged.is_some();
             let entries = ready.take_entries();
             let hard_state = ready.hs().cloned();
-            self.raw.mut_store().append(entries, hard_state.as_ref(), must_sync)?;
+            self.raw.mut_store().append(restart, entries, hard_state.as_ref(), must_sync)?;
+            if let Some(staged) = staged {
+                self.go_over_to(staged, output);
+            }
             output.messages.extend(ready.take_persisted_messages());
             for read in ready.take_read_states() {
                 let context = read.request_ctx.first_chunk().map(|ctx| u64::from_be_bytes(*ctx));
@@ -272,6 +288,9 @@ impl Node {
             let unknown = |waiter| (waiter, Err(ProposeError::Unknown));
             output.answers.extend(waiters.into_iter().map(unknown));
         }
+        for (_, (_, ended)) in std::mem::take(&mut self.changes) {
+            output.changes.push((ended, Err(ProposeError::Unknown)));
+        }
     }
 
     fn apply(&mut self, entries: Vec<Entry>, output: &mut Output) -> Result<(), ReplicaError> {
@@ -279,6 +298,7 @@ impl Node {
             let (index, term) = (entry.index, entry.term);
             match entry.get_entry_type() {
                 EntryType::EntryNormal if entry.data.is_empty() => {
+                    self.change_ended(index, term, false, output);
                     let leader = self.raw.raft.state == StateRole::Leader;
                     // The first entry of a leader: all before it is applied now.
                     if leader && term == self.raw.raft.term && term != self.leads {
@@ -290,12 +310,12 @@ impl Node {
                 EntryType::EntryConfChange => {
                     let change: ConfChange = parse(&entry)?;
                     let state = self.raw.apply_conf_change(&change)?;
-                    self.raw.mut_store().set_conf_state(state);
+                    self.members_changed(state, &entry, output);
                 }
                 EntryType::EntryConfChangeV2 => {
                     let change: ConfChangeV2 = parse(&entry)?;
                     let state = self.raw.apply_conf_change(&change)?;
-                    self.raw.mut_store().set_conf_state(state);
+                    self.members_changed(state, &entry, output);
                 }
             }
             self.applied = Position { index, term };
@@ -380,9 +400,12 @@ impl Node {
             membership: Membership::from(self.raw.raft.raft_log.store.conf_state()),
             chain: self.state.chain(),
         };
-        let job = if !keeping.remove.is_empty() {
+        let wanted = self.raw.raft.raft_log.store.wants_snapshot();
+        let job = if let Some(at) = keeping.adopt.take() {
+            Job::Adopt(at)
+        } else if !keeping.remove.is_empty() {
             Job::Remove(std::mem::take(&mut keeping.remove))
-        } else if log >= keeping.snapshot_at_bytes {
+        } else if wanted || log >= keeping.snapshot_at_bytes {
             Job::Snapshot { header: header(), state: Box::new(self.state.clone()) }
         } else if keeping.checkpoint_is_due(clock_ms) {
             let Header { at, membership, chain } = header();
@@ -415,9 +438,10 @@ impl Node {
             Kept::Checkpoint { done } => self.keeping.whole = !done,
             Kept::Snapshot { made, covered } => {
                 let cadence = self.keeping.cadence.snapshot_bytes;
+                let keep = self.wanted_from();
                 let log = self.raw.mut_store();
                 if let Some(header) = made {
-                    log.compact(header.at, (&header.membership).into());
+                    log.compact(header.at, (&header.membership).into(), keep);
                     self.keeping.snapshot_at_bytes = cadence;
                 } else {
                     self.keeping.snapshot_at_bytes = log.bytes() + cadence;
@@ -439,27 +463,6 @@ impl Keeping {
         let since = *self.since_ms.get_or_insert(clock_ms);
         self.entries >= self.cadence.checkpoint_entries
             || clock_ms.saturating_sub(since) >= self.cadence.checkpoint_ms
-    }
-}
-
-fn config(replica: u64, applied: u64) -> Config {
-    Config {
-        id: replica,
-        election_tick: 10,
-        heartbeat_tick: 2,
-        applied,
-        max_size_per_msg: 1 << 20,
-        max_inflight_msgs: 256,
-        check_quorum: true,
-        pre_vote: true,
-        min_election_tick: 0,
-        max_election_tick: 0,
-        read_only_option: ReadOnlyOption::Safe,
-        skip_bcast_commit: false,
-        batch_append: true,
-        priority: 0,
-        max_uncommitted_size: 32 << 20,
-        max_committed_size_per_ready: 4 << 20,
     }
 }
 

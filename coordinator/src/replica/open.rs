@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use steading_core::State;
 
-use super::identity::{Identity, IdentityError};
+use super::identity::{Identity, IdentityError, Joined};
 use super::image::{Image, ImageMeta, ImageStore};
 use super::keeper::Keeper;
 use super::log::Log;
@@ -19,6 +19,10 @@ use super::wal::{Position, Promise, Record, Recovered, Wal, WalError, WalOptions
 /// Where a new group's log begins: behind a snapshot that nobody ever took. So a
 /// new member never replays from nothing, and always learns who is in the group.
 const GENESIS: Position = Position { index: 1, term: 1 };
+
+/// Where the log of a member begins that has heard of nothing. What it hears first is a
+/// snapshot, for the leader's log begins at [`GENESIS`] or behind it.
+const NOTHING: Position = Position { index: 0, term: 0 };
 
 /// Why a replica does not start. It has changed nothing that it refuses to use.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,12 @@ pub enum StartError {
         dir.display()
     )]
     NoIdentity { dir: PathBuf },
+    #[error(
+        "`{}` is another replica's, and a replica never takes the place of another. \
+         Use an empty directory: it joins as a new replica",
+        dir.display()
+    )]
+    AnotherReplica { dir: PathBuf },
     #[error("the system has no random numbers")]
     Random,
 }
@@ -73,9 +83,20 @@ pub(crate) struct Place {
     /// Whether log segments are made ahead in a thread.
     pub(crate) background: bool,
     pub(crate) cadence: Cadence,
+    /// Whose the directory becomes if it is empty; a group of its own if nobody's.
+    pub(crate) join: Option<Joined>,
 }
 
-/// Opens what is in the directory, or makes a group of one.
+/// A replica that goes on from what its directory holds.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) node: Node,
+    pub(crate) keeper: Keeper,
+    pub(crate) identity: Identity,
+}
+
+/// Opens what is in the directory, or makes a group of one, or a member that knows
+/// nothing yet of its group.
 ///
 /// # Errors
 ///
@@ -84,13 +105,14 @@ pub(crate) fn open(
     place: &Place,
     store: Box<dyn ImageStore>,
     random: impl FnOnce() -> Result<[u8; 32], StartError>,
-) -> Result<(Node, Keeper), StartError> {
+) -> Result<Opened, StartError> {
     let vfs = &place.vfs;
     let snapshots = place.dir.join("snapshots");
     for dir in [&place.dir, &snapshots] {
         vfs.create_dir(dir).map_err(io_error(dir))?;
     }
     let (identity, wal, recovered) = open_log(place, random)?;
+    snapshot::settle(&**vfs, &snapshots, recovered.base)?;
     let mut image = Image::new(store);
     let from_image = read_image(&mut image, &recovered)?;
     let newest = snapshot::list(&**vfs, &snapshots)?.first().map_or(0, |(at, _)| at.index);
@@ -108,7 +130,7 @@ pub(crate) fn open(
     );
     let log = Log::new(wal, recovered, meta.applied, newest, (&meta.membership).into());
     let node = Node::new(identity.replica_id, log, state, meta.applied, current, place.cadence)?;
-    Ok((node, Keeper { vfs: Arc::clone(vfs), snapshots, image }))
+    Ok(Opened { node, keeper: Keeper { vfs: Arc::clone(vfs), snapshots, image }, identity })
 }
 
 /// The log, made where there is none.
@@ -125,16 +147,24 @@ fn open_log(
         background: place.background,
     };
     if let Some(identity) = Identity::load(&**vfs, &place.dir)? {
+        if let Some(joined) = &place.join
+            && *joined != identity.names()
+        {
+            return Err(StartError::AnotherReplica { dir: place.dir.clone() });
+        }
         let (wal, recovered) = Wal::open(Arc::clone(vfs), options(&identity))?;
         return Ok((identity, wal, recovered));
     }
-    let identity = Identity::first(random()?);
+    let (identity, base) = match &place.join {
+        Some(joined) => (Identity::joined(joined), NOTHING),
+        None => (Identity::first(random()?), GENESIS),
+    };
     clear_unfinished(place)?;
-    let promise = Promise { term: GENESIS.term, vote: 0, commit: GENESIS.index };
-    let wal = Wal::create(Arc::clone(vfs), options(&identity), GENESIS, promise)?;
+    let promise = Promise { term: base.term, vote: 0, commit: base.index };
+    let wal = Wal::create(Arc::clone(vfs), options(&identity), base, promise)?;
     // From here on there is something to lose.
     identity.store(&**vfs, &place.dir)?;
-    let recovered = Recovered { base: GENESIS, entries: Vec::new(), promise, torn: false };
+    let recovered = Recovered { base, entries: Vec::new(), promise, torn: false };
     Ok((identity, wal, recovered))
 }
 
@@ -202,15 +232,13 @@ fn read_snapshot(
             }
         }
     }
-    if recovered.base != GENESIS {
-        return Err(StartError::NothingToStartFrom { base: recovered.base.index });
-    }
-    let state = State::default();
-    let meta = ImageMeta {
-        applied: GENESIS,
-        membership: Membership::single(identity.replica_id),
-        chain: state.chain(),
+    let membership = match recovered.base {
+        GENESIS => Membership::single(identity.replica_id),
+        NOTHING => Membership::default(),
+        base => return Err(StartError::NothingToStartFrom { base: base.index }),
     };
+    let state = State::default();
+    let meta = ImageMeta { applied: recovered.base, membership, chain: state.chain() };
     Ok((meta, state))
 }
 

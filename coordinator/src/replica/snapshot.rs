@@ -135,6 +135,56 @@ pub(crate) fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<(Position, PathBuf)>
     Ok(found)
 }
 
+/// Where a snapshot is put that came from another replica, whole and checked, until the
+/// log has gone over to it.
+pub(crate) fn staged_path(dir: &Path, at: Position) -> PathBuf {
+    dir.join(name_of(at)).with_extension("staged")
+}
+
+/// Makes the staged snapshot of `at` count, which the log begins with now.
+///
+/// # Errors
+///
+/// [`SnapshotError::Io`]; a start does it again.
+pub(crate) fn adopt(vfs: &dyn Vfs, dir: &Path, at: Position) -> Result<(), SnapshotError> {
+    let staged = staged_path(dir, at);
+    vfs.rename(&staged, &dir.join(name_of(at))).map_err(io_error("rename", &staged))?;
+    vfs.sync_dir(dir).map_err(io_error("sync", dir))
+}
+
+/// After a start: makes the staged snapshot count that the log begins with, and removes
+/// the others, and what came in by halves.
+///
+/// # Errors
+///
+/// [`SnapshotError::Io`].
+pub(crate) fn settle(vfs: &dyn Vfs, dir: &Path, base: Position) -> Result<(), SnapshotError> {
+    let names = vfs.list(dir).map_err(io_error("read", dir))?;
+    for name in names.iter().filter(|name| name.ends_with(".staged") || name.ends_with(INCOMING)) {
+        let path = dir.join(name);
+        if path == staged_path(dir, base) {
+            adopt(vfs, dir, base)?;
+        } else {
+            vfs.remove(&path).map_err(io_error("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The file of the snapshot at this index.
+///
+/// # Errors
+///
+/// [`SnapshotError::Io`]; there is none, or not any more.
+pub(crate) fn find(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<PathBuf, SnapshotError> {
+    let found = list(vfs, dir)?.into_iter().find(|(at, _)| at.index == index);
+    let missing = || io_error("find", dir)(io::ErrorKind::NotFound.into());
+    found.map(|(_, path)| path).ok_or_else(missing)
+}
+
+/// Ends the name of a snapshot that is coming in.
+pub(crate) const INCOMING: &str = ".incoming";
+
 /// Removes the snapshots but the newest `keep`, and what was never finished.
 ///
 /// # Errors

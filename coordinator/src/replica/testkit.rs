@@ -16,7 +16,7 @@ pub use super::image_sled::SledStore;
 use super::ProposeError;
 use super::keeper::Keeper;
 use super::node::{Cadence, Node, Output, ReplicaError};
-use super::open::{Place, StartError, open};
+use super::open::{Opened, Place, StartError, open};
 use super::vfs::Vfs;
 
 /// What a proposal was answered.
@@ -55,8 +55,9 @@ impl StepReplica {
             frame_bytes: layout.frame_bytes,
             background: false,
             cadence: layout.cadence,
+            join: None,
         };
-        let (mut node, keeper) = open(&place, store, || Ok([7; 32]))?;
+        let Opened { mut node, keeper, .. } = open(&place, store, || Ok([7; 32]))?;
         node.process(&mut Output::default())?;
         Ok(Self { node, keeper, clock_ms: 0 })
     }

@@ -1,11 +1,13 @@
 //! The replica with its threads, on a real disk.
 
+mod group;
+
 use std::path::Path;
 
 use steading_core::{Effect, NewAgent, Proposal};
 use steading_model::AgentId;
 
-use super::{Notice, Options, ProposeError, Replica, ReplicaThread, StartError};
+use super::{Notice, Options, ProposeError, Replica, ReplicaThread, StartError, Started};
 
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_a_restart() {
@@ -124,7 +126,8 @@ fn options(dir: &Path) -> Options {
 }
 
 fn start(dir: &Path) -> (Replica, ReplicaThread, tokio::sync::mpsc::Receiver<Notice>) {
-    Replica::start(options(dir)).unwrap()
+    let Started { replica, thread, notices, .. } = Replica::start(options(dir)).unwrap();
+    (replica, thread, notices)
 }
 
 async fn stop(replica: &Replica, thread: ReplicaThread) {

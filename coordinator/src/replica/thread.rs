@@ -8,13 +8,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use steading_core::State;
 use steading_model::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::identity::DirLock;
 use super::keeper::{Job, Keeper, Kept};
-use super::node::{Node, Output, Reader_, ReplicaError, TICK_MS, Waiter};
+use super::membership::Membership;
+use super::node::{
+    Ended, GroupStatus, Node, Output, Reader_, ReplicaError, Staged, Standing, TICK_MS, Waiter,
+};
 use super::{Notice, ProposeError};
 
 /// Most proposals in one entry.
@@ -22,6 +26,9 @@ const WAVE_PROPOSALS_MAX: usize = 1024;
 
 /// Bytes of proposals after which an entry is closed; one more proposal may fit in.
 const WAVE_BYTES_MAX: usize = 1 << 20;
+
+/// Most messages of other members that are heard in one round.
+const WAVE_ORDERS_MAX: usize = 1024;
 
 /// How long the log is idle before its last write is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(50);
@@ -42,8 +49,31 @@ pub(crate) enum Input {
     Propose(Vec<u8>, Waiter),
     Read(Reader_),
     Kept(Kept),
+    Group(Box<Order>),
     /// Look at the stop flag.
     Wake,
+}
+
+/// What concerns the group.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Step(Message),
+    Install(Staged, Message),
+    Unreachable(u64),
+    SnapshotSent(u64, bool),
+    Transfer(Option<u64>),
+    MayLead(bool),
+    Change(ConfChangeV2, Ended),
+    Status(oneshot::Sender<GroupStatus>),
+}
+
+/// What others see of the group.
+#[derive(Debug)]
+pub(crate) struct GroupView {
+    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) membership: watch::Sender<Arc<Membership>>,
+    /// Messages to other members, a batch a round.
+    pub(crate) outbound: mpsc::Sender<Vec<Message>>,
 }
 
 /// Everything that the thread owns.
@@ -55,6 +85,7 @@ pub(crate) struct Thread {
     pub(crate) view: Arc<ArcSwap<State>>,
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) notices: mpsc::Sender<Notice>,
+    pub(crate) group: GroupView,
     /// `None` once the replica stops.
     pub(crate) jobs: Option<SyncSender<Job>>,
     pub(crate) keeper: Option<JoinHandle<()>>,
@@ -72,6 +103,7 @@ struct Wave {
     proposals: Vec<(Vec<u8>, Waiter)>,
     reads: Vec<Reader_>,
     kept: Option<Kept>,
+    orders: Vec<Order>,
 }
 
 impl Thread {
@@ -129,9 +161,12 @@ impl Thread {
                 }
                 Input::Read(reader) => wave.reads.push(reader),
                 Input::Kept(kept) => wave.kept = Some(kept),
+                Input::Group(order) => wave.orders.push(*order),
                 Input::Wake => (),
             }
-            let full = wave.proposals.len() >= WAVE_PROPOSALS_MAX || bytes >= WAVE_BYTES_MAX;
+            let full = wave.proposals.len() >= WAVE_PROPOSALS_MAX
+                || bytes >= WAVE_BYTES_MAX
+                || wave.orders.len() >= WAVE_ORDERS_MAX;
             if full || wave.kept.is_some() {
                 break;
             }
@@ -155,7 +190,7 @@ impl Thread {
     /// How long nothing needs to be done unless something comes in.
     fn patience(&self) -> Duration {
         let mut patience = SLEEP_MAX;
-        if !self.node.is_single() {
+        if !self.node.is_alone() {
             let next = Duration::from_millis(TICK_MS * (self.ticks + 1));
             patience = patience.min(next.saturating_sub(self.started.elapsed()));
         }
@@ -177,6 +212,9 @@ impl Thread {
             self.node.kept(kept);
         }
         self.tick();
+        for order in wave.orders {
+            self.obey(order, &mut output);
+        }
         let wrote = !wave.proposals.is_empty();
         if wrote {
             self.node.propose(clock(), wave.proposals, &mut output);
@@ -196,8 +234,24 @@ impl Thread {
         Ok(())
     }
 
+    fn obey(&mut self, order: Order, output: &mut Output) {
+        match order {
+            Order::Step(message) => self.node.step(message),
+            Order::Install(staged, message) => self.node.install(staged, message),
+            Order::Unreachable(member) => self.node.unreachable(member),
+            Order::SnapshotSent(member, ok) => self.node.snapshot_sent(member, ok),
+            Order::Transfer(to) => self.node.transfer(to),
+            Order::MayLead(may_lead) => self.node.set_may_lead(may_lead),
+            Order::Change(change, ended) => self.node.change_members(&change, ended, output),
+            Order::Status(asker) => {
+                // Who does not wait any more does not want to know.
+                let _ = asker.send(self.node.status());
+            }
+        }
+    }
+
     fn tick(&mut self) {
-        if self.node.is_single() {
+        if self.node.is_alone() {
             return;
         }
         let due = self.started.elapsed().as_millis() as u64 / TICK_MS;
@@ -210,6 +264,7 @@ impl Thread {
 
     /// Publishes the state first: whoever gets an answer must find it there.
     fn tell(&mut self, output: Output) {
+        self.send(output.messages);
         if output.applied {
             self.view.store(Arc::new(self.node.state().clone()));
             let version = self.node.state().version();
@@ -222,11 +277,34 @@ impl Thread {
         for (reader, answer) in output.reads {
             let _ = reader.send(answer);
         }
+        if output.members {
+            self.group.membership.send_replace(Arc::new(self.node.membership()));
+        }
+        for (ended, answer) in output.changes {
+            let _ = ended.send(answer);
+        }
+        let standing = self.node.standing();
+        self.group.standing.send_if_modified(|last| std::mem::replace(last, standing) != standing);
         self.resync |= output.leads;
         if self.resync {
             self.resync = self.is_full(Notice::Resync);
         } else if !output.effects.is_empty() {
             self.resync = self.is_full(Notice::Effects(output.effects));
+        }
+    }
+
+    /// Raft says again what does not arrive, so nothing waits for room.
+    fn send(&mut self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let Err(error) = self.group.outbound.try_send(messages) else { return };
+        for message in error.into_inner() {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.node.snapshot_sent(message.to, false);
+            } else {
+                self.node.unreachable(message.to);
+            }
         }
     }
 

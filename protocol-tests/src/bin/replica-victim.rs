@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use steading_coordinator::replica::{Options, Replica};
+use steading_coordinator::replica::{Options, Replica, Started};
 use steading_protocol_tests::replica_kit::{register, registered};
 use tokio::task::JoinSet;
 
@@ -27,7 +27,7 @@ async fn serve(dir: PathBuf, life: u64) -> anyhow::Result<()> {
     options.cadence.checkpoint_entries = 20;
     options.cadence.snapshot_bytes = 24 << 10;
     // Nobody listens to the notices: they must not be in anybody's way.
-    let (replica, _thread, _notices) = Replica::start(options)?;
+    let Started { replica, .. } = Replica::start(options)?;
     replica.read_barrier().await?;
     let mut lines = String::new();
     for agent in replica.view().agents() {

@@ -1,0 +1,289 @@
+//! A member among others: what it hears and says, who leads, who belongs to the group,
+//! and how it goes over to a snapshot of another.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message, MessageType, Snapshot};
+use raft::{Config, ReadOnlyOption, SnapshotStatus, StateRole};
+use steading_core::State;
+use tokio::sync::oneshot;
+
+use super::super::ProposeError;
+use super::super::membership::Membership;
+use super::super::snapshot::Header;
+use super::super::wal::Position;
+use super::{ELECTION_TICKS, Node, Output, ReplicaError};
+
+/// Entries that the log keeps in memory for a member that is behind the newest snapshot.
+/// One that is further behind gets the snapshot.
+const LAG_ENTRIES_MAX: u64 = 20_000;
+
+/// Is told how a change of the members ended.
+pub(crate) type Ended = oneshot::Sender<Result<(), ProposeError>>;
+
+/// Who leads, as far as a replica knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub term: u64,
+    /// The replica that it follows, or itself.
+    pub leader: Option<u64>,
+    /// It leads, and has applied everything that was committed before its term. It may
+    /// have been deposed and not know it yet: a read barrier tells.
+    pub leads: bool,
+}
+
+/// How far another member is, as the leader knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Index up to which it has the leader's log on disk.
+    pub matched: u64,
+    /// It was heard of within the last election timeout.
+    pub active: bool,
+}
+
+/// The group, as one of its members sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupStatus {
+    pub standing: Standing,
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+    pub membership: Membership,
+    /// Of every member, itself included. Empty unless it leads.
+    pub progress: BTreeMap<u64, Progress>,
+}
+
+/// A snapshot that was received and checked, with its file in place.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub(crate) header: Header,
+    pub(crate) state: State,
+}
+
+impl Staged {
+    /// Where the log begins anew, and with whom.
+    pub(super) fn restart(&self) -> (Position, ConfState) {
+        (self.header.at, (&self.header.membership).into())
+    }
+}
+
+impl Node {
+    /// Whether nobody else is there, so that time means nothing to it.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.membership().is_alone(self.raw.raft.id)
+    }
+
+    pub(crate) fn membership(&self) -> Membership {
+        Membership::from(self.raw.store().conf_state())
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        let raft = &self.raw.raft;
+        let leads = raft.state == StateRole::Leader && self.leads == raft.term;
+        Standing {
+            term: raft.term,
+            leader: (raft.leader_id != raft::INVALID_ID).then_some(raft.leader_id),
+            leads,
+        }
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        let leads = raft.state == StateRole::Leader;
+        let progress = raft.prs().iter().filter(|_| leads).map(|(id, progress)| {
+            let active = *id == raft.id || progress.recent_active;
+            (*id, Progress { matched: progress.matched, active })
+        });
+        GroupStatus {
+            standing: self.standing(),
+            term: raft.term,
+            commit: raft.raft_log.committed,
+            applied: self.applied.index,
+            membership: self.membership(),
+            progress: progress.collect(),
+        }
+    }
+
+    /// Time passed: one tick.
+    pub(crate) fn tick(&mut self) {
+        self.raw.tick();
+        let raft = &mut self.raw.raft;
+        if !self.may_lead && raft.state != StateRole::Leader {
+            // Patient, but not so that it would refuse others their votes: between the
+            // shortest election timeout and its own.
+            raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
+            raft.election_elapsed = raft.election_elapsed.min(ELECTION_TICKS + 1);
+        }
+    }
+
+    /// Hears a message of another member. What makes no sense is dropped: Raft says all
+    /// that matters again.
+    pub(crate) fn step(&mut self, message: Message) {
+        match message.get_msg_type() {
+            // Comes with its bytes, by `install`, or not at all.
+            MessageType::MsgSnapshot => return,
+            MessageType::MsgTimeoutNow if !self.may_lead => return,
+            _ => (),
+        }
+        self.deliver(message);
+    }
+
+    /// Hears that the leader sends a snapshot, which is here already.
+    pub(crate) fn install(&mut self, staged: Staged, message: Message) {
+        self.staged = Some(staged);
+        self.deliver(message);
+    }
+
+    fn deliver(&mut self, message: Message) {
+        let (from, kind) = (message.from, message.get_msg_type());
+        if let Err(error) = self.raw.step(message) {
+            tracing::debug!(from, ?kind, %error, "a message was not taken");
+        }
+    }
+
+    /// Another member cannot be reached at the moment.
+    pub(crate) fn unreachable(&mut self, member: u64) {
+        self.raw.report_unreachable(member);
+    }
+
+    /// A snapshot was sent to another member, or could not be.
+    pub(crate) fn snapshot_sent(&mut self, member: u64, ok: bool) {
+        let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(member, status);
+    }
+
+    /// Begins to hand leadership over, if it leads; to the member that is furthest if to none.
+    pub(crate) fn transfer(&mut self, to: Option<u64>) {
+        if let Some(to) = to.or_else(|| self.successor()) {
+            self.raw.transfer_leader(to);
+        }
+    }
+
+    /// The voter that has most of the log, of those that were heard of lately.
+    fn successor(&self) -> Option<u64> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return None;
+        }
+        let membership = self.membership();
+        let others = raft.prs().iter().filter(|(id, progress)| {
+            **id != raft.id && progress.recent_active && membership.votes(**id)
+        });
+        others.max_by_key(|(id, progress)| (progress.matched, **id)).map(|(id, _)| *id)
+    }
+
+    /// Whether it may be elected. One that must not and leads hands leadership over.
+    pub(crate) fn set_may_lead(&mut self, may_lead: bool) {
+        self.may_lead = may_lead;
+        if !may_lead {
+            self.transfer(None);
+        }
+    }
+
+    /// Proposes a change of the members; one at a time.
+    pub(crate) fn change_members(
+        &mut self,
+        change: &ConfChangeV2,
+        ended: Ended,
+        output: &mut Output,
+    ) {
+        if self.raw.raft.state != StateRole::Leader {
+            return output.changes.push((ended, Err(ProposeError::NotLeader)));
+        }
+        match self.raw.propose_conf_change(Vec::new(), change.clone()) {
+            Ok(()) => {
+                let index = self.raw.raft.raft_log.last_index();
+                self.changes.insert(index, (self.raw.raft.term, ended));
+            }
+            Err(_) => output.changes.push((ended, Err(ProposeError::Busy))),
+        }
+    }
+
+    pub(super) fn members_changed(&mut self, state: ConfState, entry: &Entry, output: &mut Output) {
+        self.raw.mut_store().set_conf_state(state);
+        output.members = true;
+        self.change_ended(entry.index, entry.term, true, output);
+    }
+
+    /// The entry at this index is applied. Raft puts an empty one in the place of a change
+    /// that it refuses because another is under way.
+    pub(super) fn change_ended(
+        &mut self,
+        index: u64,
+        term: u64,
+        changed: bool,
+        output: &mut Output,
+    ) {
+        let Some((proposed, ended)) = self.changes.remove(&index) else { return };
+        let answer = match (proposed == term, changed) {
+            (true, true) => Ok(()),
+            (true, false) => Err(ProposeError::Busy),
+            (false, _) => Err(ProposeError::NotLeader),
+        };
+        output.changes.push((ended, answer));
+    }
+
+    /// What was received for the snapshot that Raft has taken, if it has taken one.
+    pub(super) fn staged_for(
+        &mut self,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Staged>, ReplicaError> {
+        let staged = self.staged.take();
+        if snapshot.is_empty() {
+            // Raft had no use for it.
+            return Ok(None);
+        }
+        let wanted = snapshot.get_metadata();
+        let at = Position { index: wanted.index, term: wanted.term };
+        match staged.filter(|staged| staged.header.at == at) {
+            Some(staged) => Ok(Some(staged)),
+            None => Err(ReplicaError::NotReceived { index: at.index }),
+        }
+    }
+
+    /// The log begins with this snapshot now, durably: the state is the snapshot's.
+    pub(super) fn go_over_to(&mut self, staged: Staged, output: &mut Output) {
+        let Staged { header, state } = staged;
+        tracing::info!(index = header.at.index, term = header.at.term, "snapshot.installed");
+        self.now = self.now.max(state.now());
+        self.state = state;
+        self.applied = header.at;
+        self.keeping.whole = true;
+        self.keeping.entries += 1;
+        self.keeping.adopt = Some(header.at);
+        (output.applied, output.members) = (true, true);
+    }
+
+    /// The index behind which some member still wants entries, which is not too far back.
+    pub(super) fn wanted_from(&self) -> u64 {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return u64::MAX;
+        }
+        let behind = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
+        let slowest = behind.map(|(_, progress)| progress.matched).min().unwrap_or(u64::MAX);
+        slowest.max(self.applied.index.saturating_sub(LAG_ENTRIES_MAX))
+    }
+}
+
+/// Every field is set: most defaults are traps.
+pub(super) fn config(replica: u64, applied: u64) -> Config {
+    Config {
+        id: replica,
+        election_tick: ELECTION_TICKS,
+        heartbeat_tick: 2,
+        applied,
+        max_size_per_msg: 1 << 20,
+        max_inflight_msgs: 256,
+        check_quorum: true,
+        pre_vote: true,
+        min_election_tick: 0,
+        max_election_tick: 0,
+        read_only_option: ReadOnlyOption::Safe,
+        skip_bcast_commit: false,
+        batch_append: true,
+        priority: 0,
+        max_uncommitted_size: 32 << 20,
+        max_committed_size_per_ready: 4 << 20,
+    }
+}

@@ -1,0 +1,208 @@
+//! Several replicas, their messages carried from one to the other in memory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Message, MessageType,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{options, register};
+use crate::replica::{Joined, ProposeError, Replica, ReplicaThread, Started};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
+    let root = tempfile::tempdir().unwrap();
+    let mut group = Group::default();
+    group.start(1, &root.path().join("1"), None);
+    let first = group.replica(1);
+    let one = register(&first, "one").await;
+    for id in [2, 3] {
+        let joined = group.joined(id);
+        group.start(id, &root.path().join(id.to_string()), Some(joined));
+        first.change_membership(add_learner(id)).await.unwrap();
+        group.knows(id, "one").await;
+    }
+    // Both at once: never two voters.
+    first.change_membership(make_voters(&[2, 3])).await.unwrap();
+    for id in [1, 2, 3] {
+        let mut members = group.replica(id).membership_changes();
+        members.wait_for(|now| now.voters == [1, 2, 3] && !now.is_joint()).await.unwrap();
+    }
+    register(&first, "two").await;
+    group.knows(3, "two").await;
+
+    group.stop(1).await;
+    let leader = group.leader_of(&[2, 3]).await;
+    let heir = group.replica(leader);
+    assert_eq!(heir.view().agent_by_name("one").map(|agent| agent.id), Some(one));
+    register(&heir, "three").await;
+
+    group.start(1, &root.path().join("1"), None);
+    group.knows(1, "three").await;
+    let now = group.replica(1);
+    assert_eq!(now.propose(super::agent_named("late")).await, Err(ProposeError::NotLeader));
+    heir.transfer(Some(1)).await.unwrap();
+    assert_eq!(group.leader_of(&[1, 2, 3]).await, 1);
+    register(&now, "four").await;
+    group.knows(2, "four").await;
+    assert_eq!(group.replica(2).view().chain(), now.view().chain());
+    group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_fell_behind_takes_the_snapshot_also_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let mut group = Group::default();
+    group.start(1, &root.path().join("1"), None);
+    let first = group.replica(1);
+    register(&first, "one").await;
+    let dir = root.path().join("2");
+    let joined = group.joined(2);
+    group.start(2, &dir, Some(joined.clone()));
+    first.change_membership(add_learner(2)).await.unwrap();
+    group.knows(2, "one").await;
+    group.stop(2).await;
+
+    for number in 0..300 {
+        register(&first, &format!("agent-{number}")).await;
+    }
+    group.start(2, &dir, Some(joined.clone()));
+    group.knows(2, "agent-299").await;
+    register(&first, "last").await;
+    group.knows(2, "last").await;
+    group.stop(2).await;
+
+    group.start(2, &dir, Some(joined));
+    group.knows(2, "last").await;
+    assert_eq!(group.replica(2).view().chain(), first.view().chain());
+    // Its disk does not become another replica.
+    group.stop(2).await;
+    let other = options_of(&dir, Some(group.joined(3)));
+    assert!(Replica::start(other).is_err());
+    group.stop_all().await;
+}
+
+/// Replicas by id, and who carries their messages.
+#[derive(Default)]
+struct Group {
+    members: Arc<Mutex<BTreeMap<u64, Replica>>>,
+    threads: BTreeMap<u64, ReplicaThread>,
+    carriers: JoinSet<()>,
+}
+
+impl Group {
+    fn start(&mut self, id: u64, dir: &Path, joined: Option<Joined>) {
+        let Started { replica, thread, notices: _, outbound } =
+            Replica::start(options_of(dir, joined)).unwrap();
+        assert_eq!(replica.id(), id);
+        self.members.lock().unwrap().insert(id, replica.clone());
+        self.threads.insert(id, thread);
+        self.carriers.spawn(carry(replica, outbound, Arc::clone(&self.members)));
+    }
+
+    fn joined(&self, replica_id: u64) -> Joined {
+        let first = self.replica(1);
+        let cluster_id = first.cluster_id().to_owned();
+        Joined { cluster_id, replica_id, storage_id: format!("{replica_id:032x}") }
+    }
+
+    fn replica(&self, id: u64) -> Replica {
+        self.members.lock().unwrap()[&id].clone()
+    }
+
+    async fn knows(&self, id: u64, agent: &str) {
+        let replica = self.replica(id);
+        let mut changes = replica.changes();
+        changes.wait_for(|_| replica.view().agent_by_name(agent).is_some()).await.unwrap();
+    }
+
+    /// The one of `ids` that all of them follow.
+    async fn leader_of(&self, ids: &[u64]) -> u64 {
+        let mut standing = self.replica(ids[0]).standing();
+        loop {
+            let led = |now: &super::super::Standing| now.leader.is_some_and(|id| ids.contains(&id));
+            let leader = standing.wait_for(led).await.unwrap().leader.unwrap();
+            let mut its = self.replica(leader).standing();
+            let decided = its.wait_for(|now| now.leads || now.leader != Some(leader));
+            if decided.await.unwrap().leads {
+                return leader;
+            }
+            standing.changed().await.unwrap();
+        }
+    }
+
+    async fn stop(&mut self, id: u64) {
+        let replica = self.members.lock().unwrap().remove(&id).unwrap();
+        super::stop(&replica, self.threads.remove(&id).unwrap()).await;
+    }
+
+    async fn stop_all(&mut self) {
+        let ids: Vec<u64> = self.threads.keys().copied().collect();
+        for id in ids {
+            self.stop(id).await;
+        }
+        while let Some(ended) = self.carriers.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+async fn carry(
+    from: Replica,
+    mut outbound: mpsc::Receiver<Vec<Message>>,
+    members: Arc<Mutex<BTreeMap<u64, Replica>>>,
+) {
+    while let Some(messages) = outbound.recv().await {
+        for message in messages {
+            let to = message.to;
+            let member = members.lock().unwrap().get(&to).cloned();
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                let ok = match member {
+                    Some(member) => ship(&from, &member, message).await,
+                    None => false,
+                };
+                from.report_snapshot(to, ok).await;
+            } else if member.is_none_or(|member| member.step(message).is_err()) {
+                from.report_unreachable(to);
+            }
+        }
+    }
+}
+
+async fn ship(from: &Replica, to: &Replica, message: Message) -> bool {
+    let index = message.get_snapshot().get_metadata().index;
+    let (Ok(mut file), Ok(mut incoming)) = (from.open_snapshot(index), to.incoming_snapshot())
+    else {
+        return false;
+    };
+    std::io::copy(&mut file, &mut incoming).unwrap();
+    to.install_snapshot(incoming, message).await.is_ok()
+}
+
+fn options_of(dir: &Path, joined: Option<Joined>) -> super::Options {
+    super::Options { join: joined, ..options(dir) }
+}
+
+fn add_learner(id: u64) -> ConfChangeV2 {
+    change(&[id], ConfChangeType::AddLearnerNode)
+}
+
+fn make_voters(ids: &[u64]) -> ConfChangeV2 {
+    change(ids, ConfChangeType::AddNode)
+}
+
+fn change(ids: &[u64], kind: ConfChangeType) -> ConfChangeV2 {
+    let mut all = ConfChangeV2::default();
+    all.set_transition(ConfChangeTransition::Auto);
+    for id in ids {
+        let mut one = ConfChangeSingle::default();
+        one.set_change_type(kind);
+        one.node_id = *id;
+        all.mut_changes().push(one);
+    }
+    all
+}
