@@ -6,6 +6,7 @@
 
 mod disk;
 mod farm;
+mod group;
 mod placement;
 mod replica;
 mod report;
@@ -26,7 +27,7 @@ struct Arguments {
     /// Where the data goes; its disk is what is measured.
     #[arg(long, default_value = ".")]
     dir: PathBuf,
-    /// Which measures: proposals, placement, latency, trivial, thousand, tree. All unless said.
+    /// Which measures: proposals, group, placement, latency, trivial, thousand, tree. All unless said.
     measures: Vec<String>,
 }
 
@@ -51,6 +52,9 @@ fn main() -> anyhow::Result<()> {
     report::print("disk", &disk.to_json());
     if wants("proposals") {
         replica::proposals(scratch.path(), &disk)?;
+    }
+    if wants("group") {
+        group::measure(scratch.path(), &disk)?;
     }
     if wants("placement") {
         placement::measure()?;

@@ -86,7 +86,7 @@ fn farm(queued: usize) -> anyhow::Result<(State, BTreeSet<(AgentId, Incarnation)
     Ok((state, agents))
 }
 
-fn agent(number: usize) -> NewAgent {
+pub(crate) fn agent(number: usize) -> NewAgent {
     let system = ["linux", "windows"][number % 2];
     NewAgent {
         name: format!("agent-{number}"),
@@ -103,7 +103,7 @@ fn agent(number: usize) -> NewAgent {
     }
 }
 
-fn run(number: usize) -> anyhow::Result<NewRun> {
+pub(crate) fn run(number: usize) -> anyhow::Result<NewRun> {
     Ok(NewRun {
         request: Request {
             project: "default".parse()?,
@@ -120,7 +120,7 @@ fn run(number: usize) -> anyhow::Result<NewRun> {
     })
 }
 
-fn job(number: usize) -> NewJob {
+pub(crate) fn job(number: usize) -> NewJob {
     let system = ["linux", "windows"][number % 2];
     NewJob {
         key: format!("test-{number}"),

@@ -189,7 +189,7 @@ impl Replica {
         let staged = tokio::task::spawn_blocking(move || stage(incoming, &dir, at)).await;
         let staged = staged.map_err(|_| InstallError::Replica(ProposeError::Stopped))??;
         debug_assert_eq!(message.get_msg_type(), MessageType::MsgSnapshot, "the caller checked");
-        self.order(Order::Install(staged, message)).map_err(InstallError::Replica)
+        self.order(Order::Install(Box::new(staged), message)).map_err(InstallError::Replica)
     }
 
     fn order(&self, order: Order) -> Result<(), ProposeError> {

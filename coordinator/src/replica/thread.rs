@@ -58,7 +58,7 @@ pub(crate) enum Input {
 #[derive(Debug)]
 pub(crate) enum Order {
     Step(Message),
-    Install(Staged, Message),
+    Install(Box<Staged>, Message),
     Unreachable(u64),
     SnapshotSent(u64, bool),
     Transfer(Option<u64>),
@@ -237,7 +237,7 @@ impl Thread {
     fn obey(&mut self, order: Order, output: &mut Output) {
         match order {
             Order::Step(message) => self.node.step(message),
-            Order::Install(staged, message) => self.node.install(staged, message),
+            Order::Install(staged, message) => self.node.install(*staged, message),
             Order::Unreachable(member) => self.node.unreachable(member),
             Order::SnapshotSent(member, ok) => self.node.snapshot_sent(member, ok),
             Order::Transfer(to) => self.node.transfer(to),
