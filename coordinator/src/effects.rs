@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claims::{Claims, Decision};
 use crate::dispatcher::Dispatcher;
-use crate::leadership::{Leadership, Standing};
+use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::logs::Logs;
 use crate::planner::Planner;
 use crate::progress::Progress;
-use crate::replica::{Notice, Replica};
+use crate::replica::{Notice, Replica, Standing};
 use crate::run_watch::RunWatch;
 use crate::sessions::{self, Sessions};
 
@@ -60,10 +60,12 @@ impl Effects {
                         self.route(effect);
                     }
                 }
-                Some(Notice::Resync) => match begun {
-                    Some(_) => self.resync(),
-                    None => self.leadership.leads_alone(),
-                },
+                Some(Notice::Resync) => {
+                    // Not leading, there is nothing to miss.
+                    if begun.is_some() {
+                        self.resync();
+                    }
+                }
                 None => anyhow::bail!("the replica has stopped by itself; its log says why"),
             }
         }

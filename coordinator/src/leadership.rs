@@ -11,7 +11,7 @@ use steading_proto::leader::not_leader;
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::replica::Replica;
+use crate::replica::{Replica, Standing};
 
 /// How long somebody who needs a leader waits for one: two elections.
 pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(1);
@@ -20,23 +20,11 @@ pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(1);
 /// Beyond it, others may know more.
 const ALONE_MAX: Duration = Duration::from_secs(2);
 
-/// Who leads, as far as this replica knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Standing {
-    pub(crate) term: u64,
-    pub(crate) leader: Option<u64>,
-    /// This replica leads, and has applied everything before its term.
-    pub(crate) leads: bool,
-}
-
 /// This replica's place in the group, as it changes.
 #[derive(Clone, Debug)]
 pub(crate) struct Leadership {
     replica: Replica,
-    /// This replica's.
-    id: u64,
     standing: watch::Receiver<Standing>,
-    stand: watch::Sender<Standing>,
 }
 
 /// The replica that leads, which is not this one.
@@ -54,14 +42,9 @@ pub(crate) struct Term {
 }
 
 impl Leadership {
-    pub(crate) fn new(replica: Replica, id: u64) -> Self {
-        let (stand, standing) = watch::channel(Standing::default());
-        Self { replica, id, standing, stand }
-    }
-
-    /// The replica of a group of one leads, and keeps leading.
-    pub(crate) fn leads_alone(&self) {
-        self.stand.send_replace(Standing { term: 1, leader: Some(self.id), leads: true });
+    pub(crate) fn new(replica: Replica) -> Self {
+        let standing = replica.standing();
+        Self { replica, standing }
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -103,7 +86,7 @@ impl Leadership {
                 return None;
             }
             // One that is about to lead says so as soon as it does.
-            if let Some(id) = standing.leader.filter(|id| *id != self.id)
+            if let Some(id) = standing.leader.filter(|id| *id != self.replica.id())
                 && let Some(endpoint) = self.leader()
             {
                 return Some(Leader { id, endpoint });

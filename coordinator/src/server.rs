@@ -351,7 +351,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
     let Started { replica, thread, notices, outbound: _ } =
         Replica::start(options).context("start the replica")?;
     let parts = Parts {
-        leadership: Leadership::new(replica.clone(), 1),
+        leadership: Leadership::new(replica.clone()),
         replica,
         documents: Arc::new(Documents::new(front, sealer)),
         actions,
