@@ -76,6 +76,14 @@ pub enum Rejection {
     JobNotQueued,
     #[error("key of the job runs as many legs as it may")]
     MaxParallel,
+    #[error("run still goes on")]
+    RunGoesOn,
+    #[error("nothing of the run failed or was cancelled")]
+    NothingToRetry,
+    #[error("job is not known")]
+    JobUnknown,
+    #[error("result does not come too late")]
+    NotStale,
     #[error("another one has the concurrency group")]
     GroupTaken,
     #[error("agent is not known")]

@@ -6,6 +6,7 @@ use steading_model::JobId;
 use steading_model::RunId;
 use steading_model::codec::{Decode, DecodeError, Encode};
 
+use crate::attempt::{EndedAttempt, StaleResults};
 use crate::group::Group;
 use crate::identity::{Authority, Denial, Enrolled, Token};
 use crate::replica::Replica;
@@ -66,6 +67,8 @@ impl State {
             .chain(self.artifacts.encoded())
             .chain(self.replicas.encoded())
             .chain(self.groups.encoded())
+            .chain(self.attempts.encoded())
+            .chain(self.stale.encoded())
             .chain(self.identities.encoded())
     }
 
@@ -114,6 +117,8 @@ impl State {
             Artifact::TABLE => self.artifacts.load(key, row),
             Replica::TABLE => self.replicas.load(key, row),
             Group::TABLE => self.groups.load(key, row),
+            EndedAttempt::TABLE => self.attempts.load(key, row),
+            StaleResults::TABLE => self.stale.load(key, row),
             Authority::TABLE => self.identities.authorities.load(key, row),
             Token::TABLE => self.identities.tokens.load(key, row),
             Denial::TABLE => self.identities.denied.load(key, row),

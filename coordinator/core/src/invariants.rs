@@ -34,6 +34,10 @@ impl State {
         self.check_replicas()?;
         self.check_claims()?;
         self.check_groups()?;
+        let remembered = self.attempts.iter().map(|((job, _), _)| job);
+        for job in remembered.chain(self.stale.iter().map(|(job, _)| job)) {
+            ensure(self.job(*job).is_some(), || format!("{job} is gone, but remembered"))?;
+        }
         for ((run, name), artifact) in self.artifacts.iter() {
             let job = self.job(artifact.job).is_some_and(|job| job.run == *run);
             ensure(job, || format!("artifact `{name}` of {run} has no job"))?;
@@ -211,15 +215,9 @@ fn count(counts: &mut JobCounts, job: &Job) {
     match &job.status {
         JobStatus::Queued => {}
         JobStatus::Leased { .. } => counts.leased += 1,
-        JobStatus::Done { outcome } => match outcome.conclusion {
-            Conclusion::Success => counts.succeeded += 1,
-            Conclusion::Cancelled => counts.cancelled += 1,
-            Conclusion::Skipped => counts.skipped += 1,
-            Conclusion::Failure => {
-                counts.failed += 1;
-                counts.failing += u32::from(!job.definition.continue_on_error);
-            }
-        },
+        JobStatus::Done { outcome } => {
+            counts.end(outcome.conclusion, job.definition.continue_on_error);
+        }
     }
 }
 

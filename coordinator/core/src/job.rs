@@ -86,14 +86,7 @@ impl State {
         }
         let fails = conclusion == Conclusion::Failure && !definition.continue_on_error;
         self.edit_run(turn, run, |run| {
-            let counts = &mut run.counts;
-            match conclusion {
-                Conclusion::Success => counts.succeeded += 1,
-                Conclusion::Failure => counts.failed += 1,
-                Conclusion::Cancelled => counts.cancelled += 1,
-                Conclusion::Skipped => counts.skipped += 1,
-            }
-            counts.failing += u32::from(fails);
+            run.counts.end(conclusion, definition.continue_on_error);
             run.needed_ended += u32::from(definition.needed);
             run.steps = run.steps.plus(steps);
         });

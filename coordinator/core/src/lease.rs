@@ -223,6 +223,7 @@ impl State {
             let preempted = outcome.class == Some(FailureClass::Preempted);
             let pool = job.agent.filter(|_| preempted).and_then(|agent| self.agent(agent));
             let pool = pool.map(|agent| agent.definition.pool.clone());
+            self.remember_attempt(turn, work.job, Some(&outcome));
             self.edit_job(turn, work.job, |job| {
                 job.infrastructure_retries += 1;
                 job.preemptions += u32::from(preempted);
@@ -247,6 +248,7 @@ impl State {
         let Some(job) = self.job(work.job) else { return };
         let left = job.user_retries < job.definition.user_retries;
         if failed && left && outcome.class != Some(FailureClass::Config) {
+            self.remember_attempt(turn, work.job, Some(&outcome));
             self.edit_job(turn, work.job, |job| job.user_retries += 1);
             self.requeue(turn, work.job);
         } else {

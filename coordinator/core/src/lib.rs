@@ -6,8 +6,10 @@
 
 mod agent;
 mod artifact;
+mod attempt;
 mod claim;
 mod effect;
+mod explain;
 mod fleet;
 mod group;
 mod identity;
@@ -22,6 +24,7 @@ pub mod placement;
 mod proposal;
 mod reads;
 mod replica;
+mod retry;
 mod rows;
 mod run;
 mod state;
@@ -31,7 +34,9 @@ pub mod testkit;
 #[cfg(test)]
 mod tests;
 
+pub use attempt::{EndedAttempt, StaleResults};
 pub use effect::{Effect, Rejection};
+pub use explain::{Explainer, Wait};
 pub use group::{Group, GroupKey, Member};
 pub use identity::{Authority, Denial, Enrolled, NewToken, Token, serial_subject, subject};
 pub use image::ImageError;

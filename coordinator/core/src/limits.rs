@@ -27,3 +27,5 @@ pub(crate) const ARTIFACTS_PER_RUN_MAX: usize =
     if cfg!(test) { 3 } else { limits::ARTIFACTS_PER_RUN_MAX };
 
 pub(crate) const GROUP_PENDING_MAX: usize = if cfg!(test) { 3 } else { limits::GROUP_PENDING_MAX };
+
+pub(crate) const ATTEMPTS_KEPT_MAX: u64 = if cfg!(test) { 3 } else { limits::ATTEMPTS_KEPT_MAX };

@@ -58,6 +58,14 @@ pub enum Proposal {
     /// Forgets finished runs, and ones whose submitter never sealed them. Others named
     /// here are passed over. See `State::runs_to_retire`.
     RetireRuns { runs: Vec<RunId> },
+    /// Lets a run that has ended go on from what failed or was cancelled. `again`: keys
+    /// that depended on these, which are planned anew. `revision` must be the run's.
+    RetryRun { run: RunId, request: Request, revision: u32, again: Vec<String> },
+    /// Ends queued jobs that no agent that is known could ever run. Others named here are
+    /// passed over. See `State::unplaceable`.
+    GiveUp { jobs: Vec<JobId> },
+    /// A result was refused because the lease was over: remembered for people.
+    RecordStale { lease: Lease, outcome: Outcome },
     /// The agent gives back, in one step, leases of which nothing was started: they are
     /// queued again and not counted. Those that it does not hold are passed over. With a
     /// window it leaves when that is over, and takes no more work until it registers again.
@@ -119,6 +127,9 @@ variants! { Proposal {
     12 = ResolveClaim { scope, action, lease, resolution },
     13 = RecordArtifact { lease, name, root, files, bytes },
     14 = RetireRuns { runs },
+    40 = RetryRun { run, request, revision, again },
+    41 = GiveUp { jobs },
+    42 = RecordStale { lease, outcome },
     24 = AdmitReplica { storage_id, endpoint, level },
     25 = UpdateReplica { replica, storage_id, endpoint, level },
     26 = RemoveReplica { replica, force },

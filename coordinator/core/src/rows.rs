@@ -68,7 +68,7 @@ impl Run {
         self.sealed
             && !self.complete
             && self.conclusion.is_none()
-            && (unplanned_end || nothing_to_wait_for)
+            && (self.replan || unplanned_end || nothing_to_wait_for)
     }
 
     /// Whether its jobs may be placed.
@@ -112,6 +112,19 @@ pub struct JobCounts {
 record! { JobCounts { total, leased, succeeded, failed, cancelled, skipped, failing } }
 
 impl JobCounts {
+    /// Counts a job that ended.
+    pub(crate) const fn end(&mut self, conclusion: Conclusion, continue_on_error: bool) {
+        match conclusion {
+            Conclusion::Success => self.succeeded += 1,
+            Conclusion::Cancelled => self.cancelled += 1,
+            Conclusion::Skipped => self.skipped += 1,
+            Conclusion::Failure => {
+                self.failed += 1;
+                self.failing += !continue_on_error as u32;
+            }
+        }
+    }
+
     /// Jobs that have ended, however.
     pub const fn done(&self) -> u32 {
         let ran = self.succeeded.saturating_add(self.failed);

@@ -112,6 +112,8 @@ impl State {
             run.revision += 1;
             run.needed_planned = run.needed_planned.max(seen);
             run.complete = complete;
+            // A plan in chunks may end after any of them; an empty one was the whole.
+            run.replan &= !complete && !jobs.is_empty();
             run.stalled = jobs.is_empty() && run.counts.unfinished() == 0;
         });
         self.add_jobs(turn, id, jobs)
@@ -189,7 +191,7 @@ impl State {
     fn forget_run(&mut self, turn: &Turn, id: RunId) {
         let jobs: Vec<JobId> = self.job_ids(id).collect();
         for job in jobs {
-            self.set_job(turn, job, None);
+            self.forget_job(turn, job);
         }
         let of_run = |key: &(RunId, String)| (key.0 == id).then(|| key.clone());
         let from = (id, String::new());
@@ -274,12 +276,21 @@ impl State {
     }
 
     /// What the request was answered with, if it came before.
-    fn repeated(&self, now: Timestamp, request: &Request) -> Result<Option<RunId>, Rejection> {
+    pub(crate) fn repeated(
+        &self,
+        now: Timestamp,
+        request: &Request,
+    ) -> Result<Option<RunId>, Rejection> {
         let key = (request.project.clone(), request.principal.clone(), request.id.clone());
         self.answered(now, key, &request.body)
     }
 
-    fn remember(&mut self, now: Timestamp, request: &Request, run: RunId) -> Result<(), Rejection> {
+    pub(crate) fn remember(
+        &mut self,
+        now: Timestamp,
+        request: &Request,
+        run: RunId,
+    ) -> Result<(), Rejection> {
         // A few each time, so that no proposal pays for all that ended in a quiet night.
         let oldest = self.index.requests_by_age.iter().take(REQUESTS_FORGOTTEN_MAX);
         let expired = oldest.take_while(|(at, _)| now.since_ms(*at) >= REQUEST_ID_TTL_MS);

@@ -7,6 +7,7 @@ use imbl::Vector;
 use steading_model::codec::{Encode, record};
 use steading_model::{AgentId, Epoch, JobId, RunId, Timestamp};
 
+use crate::attempt::{EndedAttempt, StaleResults};
 use crate::effect::{Effect, Rejection};
 use crate::fleet::HandedBack;
 use crate::group::{Group, Step};
@@ -34,6 +35,8 @@ pub struct State {
     pub(crate) artifacts: Table<Artifact>,
     pub(crate) replicas: Table<Replica>,
     pub(crate) groups: Table<Group>,
+    pub(crate) attempts: Table<EndedAttempt>,
+    pub(crate) stale: Table<StaleResults>,
     pub(crate) identities: Identities,
     pub(crate) index: Index,
     /// What was written since the image was last told.
@@ -168,6 +171,11 @@ impl State {
                 self.record_artifact(turn, lease, name, root, files, bytes)
             }
             Proposal::RetireRuns { runs } => self.retire_runs(turn, &runs),
+            Proposal::RetryRun { run, request, revision, again } => {
+                self.retry_run(turn, run, &request, revision, &again)
+            }
+            Proposal::GiveUp { jobs } => self.give_up(turn, &jobs),
+            Proposal::RecordStale { lease, outcome } => self.record_stale(turn, lease, &outcome),
             Proposal::HandBack { agent, incarnation, leases, window_ms, preempted } => {
                 let back = HandedBack { agent, incarnation, window_ms, preempted };
                 self.hand_back(turn, back, &leases)
@@ -229,6 +237,8 @@ impl State {
         self.artifacts.commit(writes);
         self.replicas.commit(writes);
         self.groups.commit(writes);
+        self.attempts.commit(writes);
+        self.stale.commit(writes);
         self.identities.commit(writes);
     }
 
@@ -271,6 +281,12 @@ impl State {
         }
         for (key, row) in self.groups.take_journal() {
             self.groups.restore(&key, row);
+        }
+        for (key, row) in self.attempts.take_journal() {
+            self.attempts.restore(&key, row);
+        }
+        for (id, row) in self.stale.take_journal() {
+            self.stale.restore(&id, row);
         }
         self.identities.undo();
     }

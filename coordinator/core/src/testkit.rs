@@ -19,18 +19,18 @@ use std::fmt::Write as _;
 
 use steading_model::codec::{Decode, Encode};
 use steading_model::{
-    AgentId, Digest, Epoch, FailureClass, JobId, Resources, RunId, Spot, StepCounts, Timestamp,
-    Work,
+    AgentId, Digest, Epoch, FailureClass, JobId, Resources, RunId, StepCounts, Timestamp, Work,
 };
 
 use crate::placement::place;
 use crate::rows::JobStatus;
 use crate::{
-    Assignment, Concurrency, Effect, Lease, NewJob, NewRun, Outcome, Proposal, Rejection, Request,
-    Resolution, State,
+    Assignment, Effect, Lease, NewJob, NewRun, Outcome, Proposal, Rejection, Request, Resolution,
+    State,
 };
 
 mod fleet;
+mod scheduling;
 
 /// Plays a story, and panics at the first line that goes otherwise.
 ///
@@ -190,6 +190,7 @@ impl Stage {
                 bytes: 10,
             },
             "retire" => Proposal::RetireRuns { runs: words.iter().map(|word| id(word)).collect() },
+            "retry" | "give-up" | "late" => scheduling::proposal(self, verb, words, &options),
             other => fleet::proposal(self, other, words, &options),
         }
     }
@@ -215,14 +216,7 @@ impl Stage {
                     self.state.queued().iter().map(|job| job.id.to_string()).collect();
                 jobs.join(" ")
             }
-            "group" => match self.state.group(&(name("p"), words[1].into())) {
-                Some(group) => {
-                    let members = std::iter::once(&group.holder).chain(&group.pending);
-                    members.map(ToString::to_string).collect::<Vec<_>>().join(" ")
-                }
-                None => "free".into(),
-            },
-            "why" => self.why(words[1]),
+            "group" | "why" | "wait" | "attempts" | "stale" => scheduling::show(self, words),
             "outstanding" => self.render(&self.state.outstanding()),
             "place" => {
                 let connected: BTreeSet<_> = words[1..]
@@ -245,16 +239,6 @@ impl Stage {
             word if word.starts_with("run-") => self.show_run(id(word)),
             word => self.show_job(id(word)),
         }
-    }
-
-    /// Why a run is being cancelled, or a job ended as it did.
-    fn why(&self, word: &str) -> String {
-        if word.starts_with("run-") {
-            let cancel = self.state.run(id(word)).and_then(|run| run.cancel.as_ref());
-            return cancel.map_or_else(String::new, |cancel| cancel.reason.clone());
-        }
-        let outcome = self.state.job(id(word)).and_then(|job| job.outcome());
-        outcome.map_or_else(String::new, |outcome| outcome.message.clone())
     }
 
     fn show_run(&self, run: RunId) -> String {
@@ -385,7 +369,7 @@ pub fn job(word: &str) -> NewJob {
         key: key.into(),
         leg: leg.parse().expect("a leg is a number"),
         name: head.into(),
-        spec: digest(head),
+        spec: digest(if decided.is_some() { "" } else { head }),
         labels: labels.map(str::to_owned).collect(),
         resources: Resources {
             cpu_milli: options.number("cpu", 0) as u32,
@@ -397,25 +381,11 @@ pub fn job(word: &str) -> NewJob {
         continue_on_error: options.flag("coe"),
         decided,
         priority: options.named.get("prio").map(|text| text.parse().expect("a number")),
-        spot: options.named.get("spot").map(|word| spot(word)),
+        spot: options.named.get("spot").map(|word| scheduling::spot(word)),
         deadline_ms: options.number("due", 0),
         user_retries: options.number("retry", 0) as u32,
-        concurrency: concurrency(&options),
+        concurrency: scheduling::concurrency(&options),
     }
-}
-
-fn spot(word: &str) -> Spot {
-    let all = [Spot::Prefer, Spot::Only, Spot::Never];
-    let found = all.into_iter().find(|spot| spot.as_str() == word);
-    found.unwrap_or_else(|| panic!("no spot policy `{word}`"))
-}
-
-fn concurrency(options: &Options<'_>) -> Option<Concurrency> {
-    options.named.get("group").map(|group| Concurrency {
-        group: (*group).to_owned(),
-        cancel_in_progress: options.flag("cancels"),
-        queue_all: options.flag("queues"),
-    })
 }
 
 fn new_run(options: &Options<'_>) -> NewRun {
@@ -426,7 +396,7 @@ fn new_run(options: &Options<'_>) -> NewRun {
         submission: digest("submission"),
         dialect: "2026-08".into(),
         priority: options.named.get("priority").map_or(0, |text| text.parse().expect("a number")),
-        concurrency: concurrency(options),
+        concurrency: scheduling::concurrency(options),
     }
 }
 

@@ -38,6 +38,9 @@ pub const POOL_NAME_BYTES_MAX: usize = 64;
 /// Longest name of a concurrency group, bytes; longer ones are told apart by a digest.
 pub const GROUP_NAME_BYTES_MAX: usize = 100;
 
+/// Of a job's attempts, how many are remembered besides the last.
+pub const ATTEMPTS_KEPT_MAX: u64 = 16;
+
 /// Most who wait in line for one concurrency group, where its members queue.
 pub const GROUP_PENDING_MAX: usize = 100;
 

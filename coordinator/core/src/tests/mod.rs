@@ -2,6 +2,7 @@
 
 mod agents;
 mod claims;
+mod explain;
 mod fleet;
 mod groups;
 mod identities;
@@ -11,4 +12,5 @@ mod placement;
 mod properties;
 mod reads;
 mod replicas;
+mod retry;
 mod runs;

@@ -20,7 +20,7 @@ use crate::{
 pub(super) type Step = [u8; 6];
 
 /// Kinds of steps, the common ones counted several times.
-const KINDS: u8 = 31;
+const KINDS: u8 = 35;
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
     (0u8..KINDS, any::<[u8; 5]>()).prop_map(|(kind, [a, b, c, d, e])| [kind, a, b, c, d, e])
@@ -51,7 +51,10 @@ proptest! {
         for step in steps {
             let before: Vec<Job> = done(&stage.state).cloned().collect();
             let proposal = proposal(&stage.state, step);
-            let retires = matches!(proposal, Proposal::RetireRuns { .. });
+            let retires = matches!(
+                proposal,
+                Proposal::RetireRuns { .. } | Proposal::RetryRun { .. }
+            );
             let ends = match &proposal {
                 Proposal::CompleteAttempt { lease, .. }
                 | Proposal::ReleaseLease { lease, .. } => Some(*lease),
@@ -235,6 +238,7 @@ fn proposal(state: &State, [kind, _, a, b, c, d]: Step) -> Proposal {
             };
             Proposal::ResolveClaim { scope, action, lease, resolution }
         }
+        31..=34 => scheduling_proposal(state, kind - 31, [a, b, c, d]),
         22 => Proposal::RetireRuns { runs: vec![run, RunId::from_counter(u64::from(b % 9))] },
         24 => {
             let (storage_id, endpoint) = (storage_id(b % 6), format!("unix:{}", c % 2));
@@ -255,6 +259,29 @@ fn proposal(state: &State, [kind, _, a, b, c, d]: Step) -> Proposal {
             files: 1,
             bytes: 1,
         },
+    }
+}
+
+fn scheduling_proposal(state: &State, kind: u8, [a, b, c, d]: [u8; 4]) -> Proposal {
+    match kind {
+        0 | 1 => {
+            let ended: Vec<_> = state.runs_newest_first().filter(|run| run.has_ended()).collect();
+            let run = ended.get(usize::from(a) % ended.len().max(1));
+            let keys = ["a", "c", "d", "e"].into_iter().skip(usize::from(b % 5));
+            Proposal::RetryRun {
+                run: run.map_or(RunId::from_counter(1), |run| run.id),
+                request: request(c, d % 2),
+                revision: run.map_or(0, |run| run.revision) + u32::from(d % 8 == 0),
+                again: keys.map(str::to_owned).collect(),
+            }
+        }
+        2 => {
+            let unplaceable = state.unplaceable(usize::from(b % 4));
+            let jobs: Vec<JobId> = unplaceable.into_iter().flat_map(|(_, jobs)| jobs).collect();
+            let any = JobId::from_counter(u64::from(a % 9));
+            Proposal::GiveUp { jobs: [jobs, vec![any]].concat() }
+        }
+        _ => Proposal::RecordStale { lease: lease(state, a, d), outcome: an_outcome(b) },
     }
 }
 
