@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use steading_cas::{ActionCache, Front, Store, StoreOptions};
 use steading_proto::v1::agents_server::AgentsServer;
+use steading_proto::v1::fleet_server::FleetServer;
 use steading_proto::v1::pipelines_server::PipelinesServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc};
@@ -18,6 +19,7 @@ use tonic::transport::server::{Connected, Router};
 use tower::layer::util::{Identity, Stack};
 
 use crate::api::agents::AgentsService;
+use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
 use crate::claims::Claims;
 use crate::config::{Config, ObjectStore};
@@ -300,6 +302,10 @@ impl Coordinator {
         };
         let dial: crate::forward::Dial = Arc::new(|_| anyhow::bail!("alone"));
         let forward = Forward::new(parts.leadership.clone(), dial, stop.clone());
+        let fleet = FleetServer::new(FleetService {
+            replica: parts.replica.clone(),
+            sessions: Arc::clone(&parts.sessions),
+        });
         let cache = steading_cas::server::services(parts.documents.front().clone());
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
@@ -316,6 +322,7 @@ impl Coordinator {
             .layer(ForwardLayer(forward))
             .add_service(pipelines)
             .add_service(agents)
+            .add_service(fleet)
             .add_service(cache.cas)
             .add_service(cache.streams)
             .add_service(cache.actions)

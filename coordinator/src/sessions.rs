@@ -111,6 +111,11 @@ impl Sessions {
         }
     }
 
+    /// Agents that have a session.
+    pub(crate) fn connected(&self) -> BTreeSet<(AgentId, Incarnation)> {
+        self.lock().sessions.iter().map(|(agent, entry)| (*agent, entry.incarnation)).collect()
+    }
+
     /// Agents that take work.
     pub(crate) fn taking_work(&self) -> Arc<BTreeSet<(AgentId, Incarnation)>> {
         let now = Instant::now();

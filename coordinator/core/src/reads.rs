@@ -130,6 +130,12 @@ impl State {
         self.index.agents_by_name.get(name).and_then(|agent| self.agent(*agent))
     }
 
+    /// By name, from the first behind this one.
+    pub fn agents_by_name_after(&self, name: &str) -> impl Iterator<Item = &Agent> {
+        let after = (std::ops::Bound::Excluded(name.to_owned()), std::ops::Bound::Unbounded);
+        self.index.agents_by_name.range(after).filter_map(|(_, agent)| self.agent(*agent))
+    }
+
     /// By id.
     pub fn agents(&self) -> impl Iterator<Item = &Agent> {
         self.agents.iter().map(|(_, agent)| agent.as_ref())

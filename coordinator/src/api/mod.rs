@@ -4,6 +4,7 @@ pub(crate) mod agents;
 mod append_log;
 mod convert;
 mod fleet;
+pub(crate) mod operate;
 pub(crate) mod pipelines;
 mod read_log;
 mod session;

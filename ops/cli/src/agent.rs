@@ -49,7 +49,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     let config = steading_agent::Config {
         name,
         pool: args.pool,
-        spot: false,
+        spot: args.spot,
         labels: labels(&args.labels),
         slots: args.slots.unwrap_or_else(cores),
         leases_ahead: 0,

@@ -22,8 +22,11 @@ pub enum Verb {
     Expr(Expr),
     /// Serve as a coordinator
     Coordinator(Coordinator),
-    /// Serve as an agent of a coordinator
-    Agent(Agent),
+    /// Serve as an agent of a coordinator, or tell the farm what to do with one
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Agent(AgentOf),
+    /// List the agents of a farm
+    Agents(Agents),
     /// Submit a pipeline to a coordinator
     Submit(Submit),
     /// Follow a run until it ends
@@ -187,10 +190,63 @@ pub struct Coordinator {
     pub insecure_loopback: bool,
 }
 
+/// `stead agent`: serving, or one of the verbs.
+#[derive(Args, Debug)]
+pub struct AgentOf {
+    #[command(subcommand)]
+    pub verb: Option<AgentVerb>,
+    #[command(flatten)]
+    pub serve: Option<Agent>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// Make an agent empty: it gets no more work, and what it runs ends, or moves
+    Drain(Drain),
+    /// Give an agent no more work; what it runs goes on
+    Cordon(AgentNamed),
+    /// Give a cordoned or drained agent work again
+    Uncordon(AgentNamed),
+    /// Never let an agent of this name come back
+    Remove(AgentNamed),
+}
+
+#[derive(Args, Debug)]
+pub struct AgentNamed {
+    /// As `stead agents` lists it
+    pub name: String,
+    #[command(flatten)]
+    pub farm: Farm,
+}
+
+#[derive(Args, Debug)]
+pub struct Drain {
+    #[command(flatten)]
+    pub agent: AgentNamed,
+    /// When what still runs is stopped, and runs elsewhere: 90s, 30m, 2h; or `none`
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub deadline: String,
+    /// Stop what runs now
+    #[arg(long, conflicts_with = "deadline")]
+    pub force: bool,
+    /// Wait until the agent is empty, and say how it goes
+    #[arg(long)]
+    pub monitor: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Agents {
+    #[command(flatten)]
+    pub farm: Farm,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Args, Debug)]
 pub struct Agent {
-    /// unix:/PATH or http://127.0.0.1:PORT
-    #[arg(long, value_name = "ENDPOINT", env = "STEADING_COORDINATOR")]
+    /// unix:/PATH or http://127.0.0.1:PORT; all coordinators, separated by commas
+    #[arg(long, value_name = "ENDPOINT,...", env = "STEADING_COORDINATOR")]
     pub coordinator: String,
     /// Where its store and workspaces are kept
     #[arg(long, value_name = "DIR")]
@@ -201,6 +257,25 @@ pub struct Agent {
     /// The group of like agents that it belongs to
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub pool: String,
+    /// Its machine may be taken away
+    #[arg(long)]
+    pub spot: bool,
+    /// Where its machine is
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
+    /// What its machine is
+    #[arg(long, value_name = "NAME")]
+    pub machine_type: Option<String>,
+    /// Ask GCE's metadata server for zone, machine type and provisioning, and listen there
+    /// for the machine's end (GCE_METADATA_HOST says where it is)
+    #[arg(long)]
+    pub gce: bool,
+    /// When this file appears, the machine is about to go away
+    #[arg(long, value_name = "FILE")]
+    pub preemption_file: Option<PathBuf>,
+    /// How long the machine lasts after TERM or a notice, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = steading_agent::LEAVE_WINDOW_MS_DEFAULT)]
+    pub leave_window_ms: u64,
     /// Jobs that run at once [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub slots: Option<u32>,
@@ -333,6 +408,13 @@ mod tests {
             "coordinator --data-dir d --listen unix:/tmp/s --listen 127.0.0.1:1 --insecure-loopback",
             "agent --coordinator unix:/s --data-dir d --name n --slots 2 --labels a,b --pool p --user self",
             "agent --coordinator unix:/s --data-dir d --user per-slot",
+            "agent --coordinator unix:/a,unix:/b --data-dir d --spot --zone z --gce",
+            "agent drain a1 --coordinator unix:/s --deadline 30m --monitor",
+            "agent drain a1 --force",
+            "agent cordon a1",
+            "agent uncordon a1 --context c.json",
+            "agent remove a1",
+            "agents --json",
             "submit ci.yml --coordinator unix:/s --wait --ref R --sha S --event e.json --input K=V --artifacts out --json",
             "watch run-1",
             "logs 1 test --step 2 --follow",
@@ -356,6 +438,8 @@ mod tests {
             "expr",
             "coordinator --data-dir d",
             "agent --coordinator unix:/s",
+            "agent drain",
+            "agent drain a1 --force --deadline 1h",
             "submit --coordinator unix:/s --artifacts out",
             "logs 1 test --step 0",
             "runs -n 0",

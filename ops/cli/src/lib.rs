@@ -17,6 +17,7 @@ mod diagnostics;
 mod exit;
 mod expr;
 mod find;
+mod fleet;
 mod follow;
 mod id;
 mod lint;
@@ -72,7 +73,12 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
         match verb {
             Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Coordinator(args) => Box::pin(coordinator::run(args)).await,
-            Verb::Agent(args) => Box::pin(agent::run(args)).await,
+            Verb::Agent(args) => match (args.verb, args.serve) {
+                (Some(verb), _) => Box::pin(fleet::run(verb)).await,
+                (None, Some(serve)) => Box::pin(agent::run(serve)).await,
+                (None, None) => Err(Failure::usage("`stead agent` wants --data-dir")),
+            },
+            Verb::Agents(args) => Box::pin(fleet::list(args)).await,
             Verb::Submit(args) => Box::pin(submit::run(args)).await,
             Verb::Watch(args) => Box::pin(watch::run(args)).await,
             Verb::Logs(args) => Box::pin(logs::run(args)).await,
