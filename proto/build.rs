@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "steading/v1/agents.proto",
         "steading/v1/replication.proto",
         "steading/v1/cluster.proto",
+        "steading/v1/backup.proto",
         "steading/v1/join.proto",
         "steading/v1/fleet.proto",
     ];

@@ -3,6 +3,7 @@
 
 mod api;
 mod auth;
+pub mod backup;
 mod blocking;
 mod cache;
 mod claims;
@@ -20,6 +21,7 @@ mod offers;
 mod origin;
 mod planner;
 mod progress;
+pub mod recovery;
 pub mod replica;
 mod retention;
 mod run_watch;

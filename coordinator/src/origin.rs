@@ -21,24 +21,33 @@ const SEEN: &str = "origin-seen";
 pub(crate) async fn settle(front: &Front, data_dir: &Path) -> anyhow::Result<()> {
     let Some(origin) = front.origin() else { return Ok(()) };
     let (cluster, replica) = crate::replica::identity_of(&data_dir.join("replica"))?;
-    let seen = data_dir.join(SEEN);
-    let expected = std::fs::read_to_string(&seen).is_ok_and(|text| text.trim() == cluster);
-    if replica != FIRST_REPLICA || expected {
-        check(origin, &cluster).await?;
-    } else if !origin.is_adopted(&cluster).await? {
-        // This coordinator may have been alone so far, and its store the origin.
-        let left = front.publish_all().await.context("send the store's blobs to the origin")?;
-        origin.adopt(&cluster).await?;
-        tracing::info!(origin = origin.place(), blobs = left, "the group has its origin");
+    let seen = std::fs::read_to_string(data_dir.join(SEEN)).unwrap_or_default();
+    match seen.trim() {
+        // Seen by this group, or by the one that it goes on from: this one may have to
+        // be made known there first, but the place is the same.
+        known if !known.is_empty() => check(origin, known).await?,
+        _ if replica != FIRST_REPLICA => check(origin, &cluster).await?,
+        _ => (),
     }
-    if !expected {
-        let note = format!("{cluster}\n");
-        blocking(move || std::fs::write(seen, note))
-            .await
-            .map_err(anyhow::Error::from)?
-            .context("note that the origin was seen")?;
+    if seen.trim() != cluster {
+        if replica == FIRST_REPLICA && !origin.is_adopted(&cluster).await? {
+            // This coordinator may have been alone so far, and its store the origin.
+            let blobs =
+                front.publish_all().await.context("send the store's blobs to the origin")?;
+            origin.adopt(&cluster).await?;
+            tracing::info!(origin = origin.place(), blobs, "the group has its origin");
+        }
+        let dir = data_dir.to_owned();
+        blocking(move || expect(&dir, &cluster)).await.map_err(anyhow::Error::from)??;
     }
     Ok(())
+}
+
+/// Notes which group's origin this directory's coordinator must find. Blocks.
+pub(crate) fn expect(data_dir: &Path, cluster: &str) -> anyhow::Result<()> {
+    let note = data_dir.join(SEEN);
+    std::fs::write(&note, format!("{cluster}\n"))
+        .with_context(|| format!("write `{}`", note.display()))
 }
 
 /// Whether this is the origin that the group shares. For whoever is about to join it.

@@ -1,6 +1,7 @@
 //! Where the parts meet.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::Context as _;
 use steading_cas::{ActionCache, Front, Store, StoreOptions};
 use steading_proto::v1::agents_server::AgentsServer;
 use steading_proto::v1::fleet_server::FleetServer;
+use steading_proto::v1::backups_server::BackupsServer;
 use steading_proto::v1::pipelines_server::PipelinesServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc};
@@ -21,6 +23,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::api::agents::AgentsService;
 use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
+use crate::backup::BackupsService;
 use crate::claims::Claims;
 use crate::config::{Config, ObjectStore};
 use crate::dispatcher::Dispatcher;
@@ -87,6 +90,7 @@ struct Parts {
     watch: Arc<RunWatch>,
     sources_are_local: bool,
     finished_runs_kept: usize,
+    data_dir: PathBuf,
 }
 
 /// Why a background task ended by itself. A coordinator that has lost one looks healthy
@@ -306,6 +310,12 @@ impl Coordinator {
             replica: parts.replica.clone(),
             sessions: Arc::clone(&parts.sessions),
         });
+        let backups = BackupsServer::new(BackupsService {
+            replica: parts.replica.clone(),
+            data_dir: parts.data_dir.clone(),
+            shared_origin: parts.documents.front().origin().is_some(),
+            tasks: self.streams.clone(),
+        });
         let cache = steading_cas::server::services(parts.documents.front().clone());
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
@@ -323,6 +333,7 @@ impl Coordinator {
             .add_service(pipelines)
             .add_service(agents)
             .add_service(fleet)
+            .add_service(backups)
             .add_service(cache.cas)
             .add_service(cache.streams)
             .add_service(cache.actions)
@@ -370,6 +381,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         watch: Arc::default(),
         sources_are_local: config.sources_are_local,
         finished_runs_kept: config.finished_runs_kept,
+        data_dir: dir.clone(),
     };
     Ok(Opened { parts, thread, notices, lock })
 }

@@ -1,7 +1,7 @@
 //! Sends an attempt's logs to the coordinator, as far as it does not have them,
 //! over and over until it has them all.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -27,6 +27,9 @@ struct Position {
     sent: BTreeMap<u32, u64>,
     /// Where each chunk on the way begins, in the order of sending.
     in_flight: VecDeque<(u32, u64)>,
+    /// Streams of which a new connection has yet to say how far they are there: whoever
+    /// answers may have nothing of them.
+    unsure: BTreeSet<u32>,
 }
 
 /// Sends the logs until they are closed and acknowledged, or `stop` says so, or the
@@ -59,8 +62,7 @@ pub async fn ship(
         if position.durable != before {
             retry.reset();
         }
-        position.sent = position.durable.clone();
-        position.in_flight.clear();
+        position.broke();
         match shipped {
             Ok(()) => return true,
             Err(status) if status.code() == Code::FailedPrecondition => {
@@ -135,14 +137,27 @@ impl Position {
             if appends.try_send(append).is_err() {
                 return Ok(());
             }
+            self.unsure.remove(&stream);
             self.sent.insert(stream, offset + len as u64);
             self.in_flight.push_back((stream, offset));
         }
         Ok(())
     }
 
+    /// The connection is gone. The next one begins by asking, with no bytes, how far each
+    /// stream is there, also for a job that says nothing more: a coordinator that has just
+    /// taken over gets the whole log, and whoever reads it there.
+    fn broke(&mut self) {
+        self.sent = self.durable.clone();
+        self.in_flight.clear();
+        self.unsure = self.durable.keys().copied().collect();
+    }
+
     /// The next bytes to send: stream, offset, length.
     fn next_chunk(&self, logs: &JobLogs) -> Option<(u32, u64, usize)> {
+        if let Some(stream) = self.unsure.first() {
+            return Some((*stream, self.sent.get(stream).copied().unwrap_or(0), 0));
+        }
         logs.lengths().into_iter().find_map(|(stream, len)| {
             let sent = self.sent.get(&stream).copied().unwrap_or(0);
             let left = len.saturating_sub(sent).min(LOG_CHUNK_BYTES_MAX as u64);
@@ -162,6 +177,49 @@ impl Position {
         {
             // The coordinator has less than what this chunk builds on: go back to there.
             self.sent.insert(stream, ack.durable);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_takes_over_gets_the_whole_log_of_a_silent_job() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = JobLogs::new(dir.path().join("logs"));
+        logs.append(0, b"hello");
+        logs.append(7, b"job");
+        let mut position = Position::default();
+        assert_eq!(sent(&mut position, &logs), [(0, 0, "hello"), (7, 0, "job")]);
+        acknowledge(&mut position, &[(0, 5), (7, 3)]);
+        assert_eq!(sent(&mut position, &logs), []);
+
+        position.broke();
+        assert_eq!(sent(&mut position, &logs), [(0, 5, ""), (7, 3, "")]);
+        acknowledge(&mut position, &[(0, 0), (7, 1)]);
+        assert_eq!(sent(&mut position, &logs), [(0, 0, "hello"), (7, 1, "ob")]);
+        acknowledge(&mut position, &[(0, 5), (7, 3)]);
+        // The same one again: it has all.
+        position.broke();
+        assert_eq!(sent(&mut position, &logs), [(0, 5, ""), (7, 3, "")]);
+        acknowledge(&mut position, &[(0, 5), (7, 3)]);
+        assert_eq!(sent(&mut position, &logs), []);
+    }
+
+    fn sent(position: &mut Position, logs: &JobLogs) -> Vec<(u32, u64, &'static str)> {
+        let (appends, mut receiver) = mpsc::channel(IN_FLIGHT_MAX);
+        position.send(&v1::Lease::default(), logs, &appends).unwrap();
+        let text = |data: &[u8]| String::from_utf8(data.to_vec()).unwrap().leak() as &str;
+        std::iter::from_fn(|| receiver.try_recv().ok())
+            .map(|append| (append.stream, append.offset, text(&append.data)))
+            .collect()
+    }
+
+    fn acknowledge(position: &mut Position, acks: &[(u32, u64)]) {
+        for &(stream, durable) in acks {
+            position.acknowledged(&v1::LogAck { lease: None, stream, durable, refused: false });
         }
     }
 }

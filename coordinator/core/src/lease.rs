@@ -129,6 +129,18 @@ impl State {
         }
     }
 
+    /// Ends a lease that another group gave: not the job's doing, and not counted.
+    pub(crate) fn end_with_its_group(&mut self, turn: &mut Turn, lease: Lease) {
+        let cancelling = self.is_cancelling(lease);
+        if self.end_lease(turn, lease).is_none() {
+            return;
+        }
+        match cancelling {
+            true => self.finish_job(turn, lease.work.job, cancelled(WAS_CANCELLED)),
+            false => self.requeue(turn, lease.work.job),
+        }
+    }
+
     pub(crate) fn release_lease(
         &mut self,
         turn: &mut Turn,

@@ -23,6 +23,7 @@ mod outstanding;
 pub mod placement;
 mod proposal;
 mod reads;
+mod refound;
 mod replica;
 mod retry;
 mod rows;
@@ -44,6 +45,7 @@ pub use proposal::{
     Assignment, Concurrency, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,
     Resolution,
 };
+pub use refound::{EPOCHS_GAP, RUNS_GAP};
 pub use replica::{FOUNDER, Replica};
 pub use rows::{
     Agent, Artifact, Cancel, Claim, ClaimKey, Drain, Job, JobCounts, JobStatus, Matrix, Run, Waiter,

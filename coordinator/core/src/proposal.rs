@@ -110,6 +110,9 @@ pub enum Proposal {
     Deny { subject: String, reason: String, by: Principal },
     /// Takes a denial back.
     Allow { subject: String },
+    /// A new group goes on from the state of another one: see `refound`. Applied once,
+    /// before the group has a log; never proposed.
+    FoundAnew { cluster_id: String },
 }
 
 variants! { Proposal {
@@ -144,6 +147,7 @@ variants! { Proposal {
     51 = CordonAgent { name, cordoned },
     52 = DrainAgent { name, request, deadline_ms },
     53 = RemoveAgent { name },
+    60 = FoundAnew { cluster_id },
 } }
 
 /// Makes a client's mutation idempotent: (project, principal, id) has one effect.

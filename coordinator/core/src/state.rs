@@ -203,6 +203,7 @@ impl State {
             }
             Proposal::Deny { subject, reason, by } => self.deny(turn, subject, &reason, by),
             Proposal::Allow { subject } => self.allow(&subject),
+            Proposal::FoundAnew { cluster_id: _ } => self.found_anew(turn),
         }
     }
 

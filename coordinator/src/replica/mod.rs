@@ -5,6 +5,7 @@
 //! acknowledged is in the log of record (`wal`) and synced; everything else on the
 //! disk can be made again from it.
 
+mod found;
 mod handle;
 mod identity;
 mod image;
@@ -16,6 +17,7 @@ mod log;
 mod membership;
 mod node;
 mod open;
+mod salvage;
 #[cfg(any(test, feature = "testkit"))]
 pub mod sim_fs;
 mod slog_bridge;
@@ -39,13 +41,16 @@ use steading_model::codec::Encode;
 use steading_model::limits::PROPOSAL_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub(crate) use found::found;
 pub use handle::{Incoming, InstallError};
 pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined, identity_of};
 pub use image::ImageError;
 pub use membership::Membership;
 pub use node::{Cadence, GroupStatus, Progress, ReplicaError, Standing};
 pub use open::StartError;
+pub(crate) use salvage::salvage;
 pub use snapshot::SnapshotError;
+pub(crate) use wal::Position;
 
 use image_sled::SledStore;
 use thread::{GroupView, Input, Thread};

@@ -473,7 +473,7 @@ fn parse<T: protobuf::Message>(entry: &Entry) -> Result<T, ReplicaError> {
     })
 }
 
-fn decode_wave(data: &[u8]) -> Result<(Timestamp, Vec<Proposal>), DecodeError> {
+pub(super) fn decode_wave(data: &[u8]) -> Result<(Timestamp, Vec<Proposal>), DecodeError> {
     let mut reader = Reader::new(data);
     if u64::decode(&mut reader)? != WAVE_FORMAT {
         return Err(DecodeError::Invalid("format of an entry"));

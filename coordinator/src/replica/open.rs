@@ -69,6 +69,11 @@ pub enum StartError {
         dir.display()
     )]
     AnotherReplica { dir: PathBuf },
+    #[error("the state cannot be that of a new group")]
+    Unfit {
+        #[source]
+        why: steading_core::Rejection,
+    },
     #[error("the system has no random numbers")]
     Random,
 }
@@ -134,7 +139,7 @@ pub(crate) fn open(
 }
 
 /// The log, made where there is none.
-fn open_log(
+pub(super) fn open_log(
     place: &Place,
     random: impl FnOnce() -> Result<[u8; 32], StartError>,
 ) -> Result<(Identity, Wal, Recovered), StartError> {
@@ -191,7 +196,7 @@ fn clear_unfinished(place: &Place) -> Result<(), StartError> {
 }
 
 /// What the image holds, if it is whole and the log goes on from it.
-fn read_image(
+pub(super) fn read_image(
     image: &mut Image,
     recovered: &Recovered,
 ) -> Result<Option<(ImageMeta, State)>, StartError> {
@@ -213,7 +218,7 @@ fn read_image(
 
 /// The newest snapshot that is whole and that the log goes on from; or nothing at
 /// all, where the log goes back to the beginning.
-fn read_snapshot(
+pub(super) fn read_snapshot(
     vfs: &dyn Vfs,
     dir: &Path,
     recovered: &Recovered,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
 
 mod claims;
+mod logs;
 mod origin;
 mod support;
 

@@ -11,6 +11,7 @@ mod leases;
 mod placement;
 mod properties;
 mod reads;
+mod refound;
 mod replicas;
 mod retry;
 mod runs;

@@ -1,0 +1,65 @@
+use steading_core::{NewAgent, Proposal};
+use steading_model::{Provisioning, Resources, Timestamp};
+
+use super::*;
+
+#[test]
+fn a_backup_is_read_back_as_it_was_taken_and_a_damaged_one_is_none() {
+    let state = state_of(50);
+    let manifest = Manifest::of(&state, "ab".repeat(16), 7, true);
+    let mut file = Vec::new();
+    pack(&manifest, &state, &mut |part| {
+        file.extend_from_slice(&part);
+        true
+    })
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backup");
+    let read_back = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        read(&path)
+    };
+    assert_eq!(read_back(&file).unwrap(), (manifest, state));
+
+    for at in (0..file.len()).step_by(7) {
+        let mut damaged = file.clone();
+        damaged[at] ^= 1;
+        assert!(read_back(&damaged).is_err(), "byte {at} was changed");
+        assert!(read_back(&file[..at]).is_err(), "cut at {at}");
+    }
+    file.push(0);
+    assert!(read_back(&file).is_err(), "something follows");
+}
+
+#[test]
+fn a_backup_that_nobody_wants_any_more_ends() {
+    let state = state_of(1);
+    let manifest = Manifest::of(&state, String::new(), 1, false);
+    let mut parts = 0;
+    pack(&manifest, &state, &mut |_| {
+        parts += 1;
+        false
+    })
+    .unwrap();
+    assert_eq!(parts, 1);
+}
+
+fn state_of(agents: u32) -> State {
+    let mut state = State::default();
+    for number in 0..agents {
+        let agent = NewAgent {
+            name: format!("agent-{number}"),
+            pool: "default".to_owned(),
+            provisioning: Provisioning::OnDemand,
+            labels: vec!["linux".to_owned()],
+            slots: 1,
+            resources: Resources { cpu_milli: 1_000, memory_mib: 1_000 },
+            cache_endpoint: String::new(),
+            properties: Default::default(),
+        };
+        let now = Timestamp::from_ms(1_000 + u64::from(number));
+        state.apply(now, Proposal::RegisterAgent { agent }).unwrap();
+    }
+    drop(state.take_writes());
+    state
+}
