@@ -21,11 +21,11 @@ use super::wal::{self, Position, Promise, Wal, WalOptions};
 
 /// A group that was just made.
 #[derive(Clone, Debug)]
-pub struct Founded {
+pub(crate) struct Founded {
     /// Names the new group.
-    pub cluster_id: String,
+    pub(crate) cluster_id: String,
     /// Where the directory of the old group is now, if there was one.
-    pub set_aside: Option<PathBuf>,
+    pub(crate) set_aside: Option<PathBuf>,
 }
 
 /// Makes `dir` the directory of the one replica of a new group, which goes on from `state`,

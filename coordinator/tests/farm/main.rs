@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
 
+mod backup;
 mod claims;
 mod logs;
 mod origin;
