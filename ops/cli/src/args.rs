@@ -39,6 +39,12 @@ pub enum Verb {
     Cancel(Cancel),
     /// Named outputs of runs
     Artifacts(Artifacts),
+    /// Keep a copy of the farm's state in a file
+    Backup(Backup),
+    /// Make a new farm of one coordinator from a backup
+    Restore(Restore),
+    /// Go on with one coordinator of a farm whose majority is lost
+    Recover(Recover),
 }
 
 /// What is submitted, and as what.
@@ -244,6 +250,45 @@ pub struct Agents {
 }
 
 #[derive(Args, Debug)]
+pub struct Backup {
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+    /// Also write the key that opens submitted secrets, to FILE.keys
+    #[arg(long)]
+    pub include_keys: bool,
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Restore {
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The new coordinator's; made where it is missing
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The origin of the farm that the backup is of, or a copy of it
+    #[arg(long, value_name = "DIR|URL")]
+    pub object_store: Option<String>,
+    /// What `stead backup --include-keys` wrote beside the backup
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Recover {
+    /// Of a coordinator that is stopped
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Only print what it holds, to compare the survivors
+    #[arg(long, conflicts_with = "i_accept_data_loss")]
+    pub show: bool,
+    /// What only the lost coordinators had is lost
+    #[arg(long)]
+    pub i_accept_data_loss: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct Agent {
     /// unix:/PATH or http://127.0.0.1:PORT; all coordinators, separated by commas
     #[arg(long, value_name = "ENDPOINT,...", env = "STEADING_COORDINATOR")]
@@ -405,6 +450,10 @@ mod tests {
             "lint a.yml b.yml",
             "expr --contexts c.json -1",
             "expr 1",
+            "backup f --include-keys --coordinator unix:/s",
+            "restore f --data-dir d --object-store gs://b/p --keys k",
+            "recover --data-dir d --show",
+            "recover --data-dir d --i-accept-data-loss",
             "coordinator --data-dir d --listen unix:/tmp/s --listen 127.0.0.1:1 --insecure-loopback",
             "agent --coordinator unix:/s --data-dir d --name n --slots 2 --labels a,b --pool p --user self",
             "agent --coordinator unix:/s --data-dir d --user per-slot",

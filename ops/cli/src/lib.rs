@@ -8,6 +8,7 @@
 mod agent;
 mod args;
 mod artifacts;
+mod backup;
 mod cancel;
 mod connect;
 mod context;
@@ -88,6 +89,9 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
                 let ArtifactsVerb::Get(args) = args.verb;
                 Box::pin(artifacts::run(args)).await
             }
+            Verb::Backup(args) => Box::pin(backup::take(args)).await,
+            Verb::Restore(args) => Box::pin(backup::restore(args)).await,
+            Verb::Recover(args) => Box::pin(backup::recover(args)).await,
             Verb::Lint(args) => lint::run(&args),
             Verb::Expr(args) => expr::run(&args),
         }

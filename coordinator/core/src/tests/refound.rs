@@ -15,7 +15,7 @@ fn a_new_group_goes_on_with_the_runs_and_believes_nobody_of_the_old_one() {
          0s  assign job-1 agent-1
          0s  assign job-3 agent-1
          0s  claim L1 X
-         0s  cancel run-2",
+         0s  cancel run-2 C1",
     );
     let update = Proposal::UpdateReplica {
         replica: 1,
