@@ -7,20 +7,37 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use steading_cas::{Front, Origin, OriginError};
 
 use crate::blocking::blocking;
-use crate::replica::FIRST_REPLICA;
+use crate::replica::{FIRST_REPLICA, Membership, Replica};
 
 /// In the data directory: this group's origin was seen.
 const SEEN: &str = "origin-seen";
 
 /// Checks that the origin, if there is one, is the group's, and makes it so for the first
 /// replica of a new group.
-pub(crate) async fn settle(front: &Front, data_dir: &Path) -> anyhow::Result<()> {
-    let Some(origin) = front.origin() else { return Ok(()) };
-    let (cluster, replica) = crate::replica::identity_of(&data_dir.join("replica"))?;
+///
+/// # Errors
+///
+/// The origin is another one, cannot be reached, or is missing where it must be shared.
+pub(crate) async fn settle(
+    front: &Front,
+    data_dir: &Path,
+    replica: &Replica,
+) -> anyhow::Result<()> {
+    let Some(origin) = front.origin() else {
+        let Membership { voters, voters_outgoing, .. } = &*replica.membership();
+        if voters.iter().chain(voters_outgoing).any(|voter| *voter != replica.id()) {
+            bail!(
+                "this coordinator is one of several, and they have no blobs in common: name \
+                 their directory or bucket with --object-store"
+            );
+        }
+        return Ok(());
+    };
+    let (cluster, replica) = (replica.cluster_id().to_owned(), replica.id());
     let seen = std::fs::read_to_string(data_dir.join(SEEN)).unwrap_or_default();
     match seen.trim() {
         // Seen by this group, or by the one that it goes on from: this one may have to

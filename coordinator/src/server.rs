@@ -124,7 +124,8 @@ impl Coordinator {
             failure: Arc::default(),
             _lock: lock,
         };
-        let settled = origin::settle(coordinator.parts.documents.front(), &config.data_dir).await;
+        let Parts { documents, replica, .. } = &coordinator.parts;
+        let settled = origin::settle(documents.front(), &config.data_dir, replica).await;
         if let Err(error) = settled {
             coordinator.stop().await?;
             return Err(error);

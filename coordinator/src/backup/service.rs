@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Manifest, pack};
 use crate::blocking::blocking;
-use crate::replica::{Replica, identity_of};
+use crate::replica::Replica;
 
 /// Parts that wait for a slow client.
 const PARTS_MAX: usize = 2;
@@ -42,17 +42,16 @@ impl Backups for BackupsService {
         let include_keys = request.into_inner().include_keys;
         self.replica.read_barrier().await?;
         let (state, data_dir) = (self.replica.view(), self.data_dir.clone());
-        let (identity, key) = blocking(move || {
-            let key = include_keys.then(|| std::fs::read(data_dir.join("seal.key"))).transpose();
-            (identity_of(&data_dir.join("replica")), key)
-        })
-        .await?;
-        let (cluster_id, _) = identity.map_err(|error| Status::internal(error.to_string()))?;
+        let read =
+            move || include_keys.then(|| std::fs::read(data_dir.join("seal.key"))).transpose();
+        let key = blocking(read).await?;
         let key = key.map_err(|error| {
             tracing::error!(%error, "the key for secrets cannot be read");
             Status::internal("the key for secrets cannot be read: see the coordinator's log")
         })?;
-        let manifest = Manifest::of(&state, cluster_id, 0, self.shared_origin);
+        let (cluster_id, term) =
+            (self.replica.cluster_id().to_owned(), self.replica.standing().borrow().term);
+        let manifest = Manifest::of(&state, cluster_id, term, self.shared_origin);
         let (sender, receiver) = mpsc::channel(PARTS_MAX);
         self.tasks.spawn_blocking(move || send(&manifest, &state, key, &sender));
         Ok(Response::new(ReceiverStream::new(receiver)))

@@ -130,18 +130,6 @@ impl Identity {
     }
 }
 
-/// The group and the id of the replica in this directory. Blocks, shortly.
-///
-/// # Errors
-///
-/// [`IdentityError`].
-pub fn identity_of(dir: &Path) -> Result<(String, u64), IdentityError> {
-    let path = dir.join(FILE);
-    let identity = Identity::load(&RealFs, dir)?
-        .ok_or_else(|| io_error("open", &path)(io::ErrorKind::NotFound.into()))?;
-    Ok((identity.cluster_id, identity.replica_id))
-}
-
 /// Keeps other processes out of a directory for as long as it lives.
 #[derive(Debug)]
 pub struct DirLock(#[expect(dead_code, reason = "holds the lock")] File);

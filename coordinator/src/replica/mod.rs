@@ -43,7 +43,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use found::found;
 pub use handle::{Incoming, InstallError};
-pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined, identity_of};
+pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined};
 pub use image::ImageError;
 pub use membership::Membership;
 pub use node::{Cadence, GroupStatus, Progress, ReplicaError, Standing};

@@ -49,6 +49,7 @@ pub(crate) fn salvage(dir: &Path, segment_bytes: u64) -> Result<Salvaged, StartE
         segment_bytes,
         frame_bytes: wal::FRAME_BYTES,
         background: false,
+        join: None,
         cadence: Cadence { checkpoint_entries: 0, checkpoint_ms: 0, snapshot_bytes: 0 },
     };
     let (identity, wal, recovered) = open_log(&place, super::random)?;
