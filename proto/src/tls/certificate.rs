@@ -32,6 +32,8 @@ pub enum CertificateError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certified {
     pub id: SpiffeId,
+    /// The hash of its public key.
+    pub key: SpkiHash,
     /// In lower-case hexadecimal digits. Unique for its issuer.
     pub serial: String,
     pub not_before: Timestamp,
@@ -68,6 +70,7 @@ impl Certified {
         let validity = parsed.validity();
         Ok(Self {
             id,
+            key: SpkiHash::of_key(parsed.public_key().raw),
             serial: hex(serial),
             not_before: time(validity.not_before.timestamp()),
             not_after: time(validity.not_after.timestamp()),

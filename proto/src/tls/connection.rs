@@ -23,7 +23,7 @@ pub struct Peer {
     pub address: SocketAddr,
     /// None: it showed no certificate, and may do nothing but join.
     pub certified: Option<Arc<Certified>>,
-    /// Ends the connection, and every stream on it.
+    /// Ends the connection, and every stream on it. Cancelled when it has ended.
     pub close: CancellationToken,
 }
 
@@ -120,6 +120,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+/// Whoever keeps a list of connections sees that this one is no more.
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.peer.close.cancel();
     }
 }
 

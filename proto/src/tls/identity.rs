@@ -87,7 +87,7 @@ impl Identity {
 }
 
 impl Current {
-    fn new(files: &IdentityFiles) -> Result<Self, IdentityError> {
+    pub(super) fn new(files: &IdentityFiles) -> Result<Self, IdentityError> {
         let chain = certificates("certificates", &files.certificates)?;
         let bundle = certificates("CA certificates", &files.bundle)?;
         let (Some(leaf), false) = (chain.first(), bundle.is_empty()) else {

@@ -13,16 +13,20 @@ mod accept;
 mod certificate;
 mod connect;
 mod connection;
+mod enroll;
 mod files;
 mod identity;
+mod token;
 mod verify;
 
 pub use accept::accept;
 pub use certificate::{CertificateError, Certified, SpkiHash};
 pub use connect::{ChannelError, authority, channel, dial_stream, pinned_channel};
 pub use connection::{Connection, Peer};
+pub use enroll::{EnrollError, Joined, is_due, join, keep, renew, request_for, to_pem};
 pub use files::{FilesError, IdentityFiles};
 pub use identity::{Current, Identity, IdentityError};
+pub use token::{JoinToken, ParseTokenError};
 
 /// The name in every coordinator's certificate. Constant, so that addresses can change.
 pub const SERVER_NAME: &str = "coordinator.steading.internal";
