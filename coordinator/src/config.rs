@@ -34,10 +34,22 @@ pub struct Config {
     /// Ended runs that are still known, at most [`FINISHED_RUNS_MAX`]; the oldest go first.
     #[serde(default = "finished_runs_kept_default")]
     pub finished_runs_kept: usize,
+    /// A CA of the operator's, instead of one that is made on the first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<GivenCa>,
     /// Where blobs and results of actions are durable. None: in this coordinator's own
     /// store, which several coordinators cannot share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_store: Option<ObjectStore>,
+}
+
+/// The files of a CA, PEM.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenCa {
+    /// Its certificate, then those of the CAs above it, if others are to follow a chain.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Where blobs are durable: exactly one of `directory` and `bucket`.
@@ -111,6 +123,7 @@ impl Config {
             store_bytes_max: store_bytes_max_default(),
             sources_are_local: false,
             finished_runs_kept: finished_runs_kept_default(),
+            ca: None,
             object_store: None,
         }
     }

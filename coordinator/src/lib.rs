@@ -14,6 +14,7 @@ mod effects;
 mod expiry;
 mod forward;
 mod github;
+mod identity;
 mod leadership;
 mod leases;
 mod logs;
@@ -30,6 +31,8 @@ mod server;
 mod sessions;
 mod submission;
 
-pub use config::{Config, ObjectStore};
+pub use config::{Config, GivenCa, ObjectStore};
+pub use identity::join_cluster;
+
 pub use secrets::SecretsError;
 pub use server::Coordinator;

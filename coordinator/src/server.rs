@@ -6,23 +6,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::StreamExt as _;
 use steading_cas::{ActionCache, Front, Store, StoreOptions};
+use steading_proto::tls;
 use steading_proto::v1::agents_server::AgentsServer;
 use steading_proto::v1::backups_server::BackupsServer;
 use steading_proto::v1::fleet_server::FleetServer;
+use steading_proto::v1::identities_server::IdentitiesServer;
+use steading_proto::v1::join_server::JoinServer;
 use steading_proto::v1::pipelines_server::PipelinesServer;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router};
-use tower::layer::util::{Identity, Stack};
+use tower::layer::util::Stack;
 
 use crate::api::agents::AgentsService;
 use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
+use crate::auth::{Connections, Gate, Trust};
 use crate::backup::BackupsService;
 use crate::claims::Claims;
 use crate::config::{Config, ObjectStore};
@@ -30,6 +36,7 @@ use crate::dispatcher::Dispatcher;
 use crate::documents::Documents;
 use crate::effects::Effects;
 use crate::forward::{Forward, ForwardLayer};
+use crate::identity::{Credentials, IdentitiesService, JoinService, Secured};
 use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::logs::Logs;
@@ -57,6 +64,12 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// And on all streams of one connection.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// Largest message of somebody who may have no certificate, bytes.
+const JOIN_BYTES_MAX: usize = 64 << 10;
+
+/// What stands in front of the services.
+type Layers = Stack<ForwardLayer, Stack<Gate, tower::layer::util::Identity>>;
+
 /// One coordinator: its replica, its store, its tasks.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -71,6 +84,9 @@ pub struct Coordinator {
     /// Ends all listeners and their streams.
     stop_serving: CancellationToken,
     failure: Arc<Failure>,
+    config: Config,
+    /// Held while the identity is opened.
+    securing: tokio::sync::Mutex<()>,
     /// One coordinator a directory.
     _lock: DirLock,
 }
@@ -88,6 +104,8 @@ struct Parts {
     claims: Arc<Claims>,
     progress: Arc<Progress>,
     watch: Arc<RunWatch>,
+    secured: Secured,
+    connections: Arc<Connections>,
     sources_are_local: bool,
     finished_runs_kept: usize,
     data_dir: PathBuf,
@@ -122,6 +140,8 @@ impl Coordinator {
             streams: TaskTracker::new(),
             stop_serving: CancellationToken::new(),
             failure: Arc::default(),
+            config: config.clone(),
+            securing: tokio::sync::Mutex::default(),
             _lock: lock,
         };
         let Parts { documents, replica, .. } = &coordinator.parts;
@@ -150,8 +170,50 @@ impl Coordinator {
         self.parts.actions.clone()
     }
 
+    /// The coordinator's certificate, and its CA; made on the first start.
+    ///
+    /// # Errors
+    ///
+    /// What is in the data directory cannot be used, or nothing can be written.
+    pub async fn secure(&self) -> anyhow::Result<Arc<tls::Identity>> {
+        let securing = self.securing.lock().await;
+        if let Some(credentials) = self.parts.secured.get() {
+            return Ok(Arc::clone(&credentials.identity));
+        }
+        let (secured, config) = (self.parts.secured.clone(), self.config.clone());
+        let opened = move || secured.open(&config.data_dir, config.ca.as_ref());
+        tokio::task::spawn_blocking(opened).await.context("open the identity")??;
+        let Parts { secured, replica, connections, .. } = self.parts.clone();
+        self.task("identity", Credentials::keep(secured, replica, connections, self.stop.clone()));
+        drop(securing);
+        let credentials = self.parts.secured.get().context("the identity was not opened")?;
+        Ok(Arc::clone(&credentials.identity))
+    }
+
+    /// Like [`Coordinator::serve`], over mTLS: who calls is known by the certificate.
+    ///
+    /// # Errors
+    ///
+    /// As there, and as [`Coordinator::secure`].
+    pub async fn serve_tls(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let identity = self.secure().await?;
+        let connections = Arc::clone(&self.parts.connections);
+        let incoming = tls::accept(listener, identity).inspect(move |accepted| {
+            if let Ok(connection) = accepted {
+                connections.add(connection.peer().clone());
+            }
+        });
+        self.serve_as(Trust::Certificates, Box::pin(incoming), shutdown).await
+    }
+
     /// Serves everything on these connections until `shutdown` resolves or the
-    /// coordinator stops. May be called several times, one listener each.
+    /// coordinator stops. May be called several times, one listener each. Who connects
+    /// is believed to be an admin: for Unix sockets, memory, and loopback addresses that
+    /// were allowed on purpose.
     ///
     /// # Errors
     ///
@@ -167,9 +229,24 @@ impl Coordinator {
         IO::ConnectInfo: Clone + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        self.serve_as(Trust::Local, incoming, shutdown).await
+    }
+
+    async fn serve_as<I, IO, E>(
+        &self,
+        trust: Trust,
+        incoming: I,
+        shutdown: impl Future<Output = ()>,
+    ) -> anyhow::Result<()>
+    where
+        I: Stream<Item = Result<IO, E>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        IO::ConnectInfo: Clone + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         // A connection ends when its streams do, so that they hear of the end first.
         let stop = self.stop_serving.child_token();
-        let router = self.router(&stop)?;
+        let router = self.router(trust, &stop)?;
         let signal = async {
             tokio::select! {
                 () = shutdown => (),
@@ -276,11 +353,12 @@ impl Coordinator {
         });
     }
 
-    fn router(
-        &self,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Router<Stack<ForwardLayer, Identity>>> {
+    fn router(&self, trust: Trust, stop: &CancellationToken) -> anyhow::Result<Router<Layers>> {
         let parts = &self.parts;
+        let gate = Gate { trust, replica: parts.replica.clone() };
+        let join = JoinService::new(parts.replica.clone(), parts.secured.clone());
+        let identities =
+            IdentitiesService { replica: parts.replica.clone(), secured: parts.secured.clone() };
         let pipelines = PipelinesService {
             replica: parts.replica.clone(),
             leadership: parts.leadership.clone(),
@@ -330,7 +408,11 @@ impl Coordinator {
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            // First, so that nothing is reached around it.
+            .layer(gate)
             .layer(ForwardLayer(forward))
+            .add_service(JoinServer::new(join).max_decoding_message_size(JOIN_BYTES_MAX))
+            .add_service(IdentitiesServer::new(identities))
             .add_service(pipelines)
             .add_service(agents)
             .add_service(fleet)
@@ -380,6 +462,8 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         claims: Arc::default(),
         progress: Arc::default(),
         watch: Arc::default(),
+        secured: Secured::default(),
+        connections: Arc::default(),
         sources_are_local: config.sources_are_local,
         finished_runs_kept: config.finished_runs_kept,
         data_dir: dir.clone(),

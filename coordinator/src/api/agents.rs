@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, append_log, convert, fleet, session};
+use crate::auth;
 use crate::blocking::blocking;
 use crate::claims::{Claims, Decision, Wait};
 use crate::documents::{DocumentError, Documents};
@@ -64,7 +65,9 @@ impl Agents for AgentsService {
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let agent = new_agent(request.into_inner())?;
+        self.may_register(&caller, &agent)?;
         let effects = self.replica.propose(Proposal::RegisterAgent { agent }).await?;
         let registered = effects.iter().find_map(|effect| match effect {
             Effect::Registered { agent, incarnation } => Some((*agent, *incarnation)),
@@ -94,8 +97,9 @@ impl Agents for AgentsService {
             progress: Arc::clone(&self.progress),
             watch: Arc::clone(&self.watch),
         };
+        let caller = auth::caller(&request)?;
         let (inbound, stop) = (request.into_inner(), self.stop.clone());
-        Ok(Response::new(session::stream(parts, inbound, &self.tasks, term, stop)))
+        Ok(Response::new(session::stream(parts, caller, inbound, &self.tasks, term, stop)))
     }
 
     #[tracing::instrument(name = "attempt.complete", skip_all, fields(work))]
@@ -104,8 +108,10 @@ impl Agents for AgentsService {
         request: Request<v1::CompleteAttemptRequest>,
     ) -> Result<Response<v1::CompleteAttemptResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
+        caller.holds(&self.replica.view(), lease)?;
         tracing::Span::current().record("work", tracing::field::display(lease.work));
         let outcome = outcome(request)?;
         let covered = self.durable_logs(&outcome).await?;
@@ -129,8 +135,10 @@ impl Agents for AgentsService {
         request: Request<v1::ReleaseLeaseRequest>,
     ) -> Result<Response<v1::ReleaseLeaseResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
+        caller.holds(&self.replica.view(), lease)?;
         tracing::Span::current().record("work", tracing::field::display(lease.work));
         let class = request.failure_class().to_model().unwrap_or(FailureClass::Preempted);
         let started = request.started;
@@ -156,7 +164,9 @@ impl Agents for AgentsService {
         request: Request<v1::HandBackRequest>,
     ) -> Result<Response<v1::HandBackResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
+        caller.is_agent(&self.replica.view(), AgentId::from_counter(request.agent_id))?;
         let leases: Vec<Lease> = request.unstarted.iter().map(convert::lease_of).collect();
         let proposal = Proposal::HandBack {
             agent: AgentId::from_counter(request.agent_id),
@@ -179,8 +189,10 @@ impl Agents for AgentsService {
         request: Request<v1::ClaimActionRequest>,
     ) -> Result<Response<v1::ClaimActionResponse>, Status> {
         let term = self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
+        caller.holds(&self.replica.view(), lease)?;
         let action = convert::digest("action_digest", &request.action_digest)?;
         let scope = self.scope(lease)?;
         let decision = self.claim(term, (lease, scope, action)).await?;
@@ -203,8 +215,10 @@ impl Agents for AgentsService {
         request: Request<v1::ResolveClaimRequest>,
     ) -> Result<Response<v1::ResolveClaimResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
+        caller.holds(&self.replica.view(), lease)?;
         let action = convert::digest("action_digest", &request.action_digest)?;
         let resolution = match request.resolution {
             Some(WireResolution::Published(_)) => Resolution::Published,
@@ -230,8 +244,10 @@ impl Agents for AgentsService {
         request: Request<v1::RecordArtifactRequest>,
     ) -> Result<Response<v1::RecordArtifactResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
+        caller.holds(&self.replica.view(), lease)?;
         let v1::Artifact { name, root_digest, files, bytes } =
             request.artifact.ok_or_else(|| Status::invalid_argument("`artifact` is missing"))?;
         let root = convert::digest("root_digest", &root_digest)?;
@@ -245,10 +261,12 @@ impl Agents for AgentsService {
         request: Request<v1::ListRunArtifactsRequest>,
     ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
         self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         let lease = convert::lease(request.into_inner().lease)?;
         // What an upload was acknowledged for is seen.
         self.replica.read_barrier().await?;
         let state = self.replica.view();
+        caller.holds(&state, lease)?;
         let job = state.leased_job(lease).ok_or_else(lease_stale)?;
         Ok(Response::new(convert::artifacts(&state, job.run)))
     }
@@ -258,8 +276,10 @@ impl Agents for AgentsService {
         request: Request<Streaming<v1::LogAppend>>,
     ) -> Result<Response<Self::AppendLogStream>, Status> {
         let term = self.leadership.term()?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(append_log::stream(
             self.replica.clone(),
+            caller,
             Arc::clone(&self.logs),
             request.into_inner(),
             &self.tasks,
@@ -270,6 +290,20 @@ impl Agents for AgentsService {
 }
 
 impl AgentsService {
+    /// An agent registers under its own name, and in the pool that its token was for.
+    fn may_register(&self, caller: &auth::Caller, agent: &NewAgent) -> Result<(), Status> {
+        caller.speaks_for(&agent.name)?;
+        let state = self.replica.view();
+        let pool = state.member(caller.role, &caller.id).map_or("", |member| member.pool.as_str());
+        if pool.is_empty() || pool == agent.pool {
+            return Ok(());
+        }
+        Err(Status::permission_denied(format!(
+            "agent `{}` joined for pool `{pool}`, not for `{}`",
+            agent.name, agent.pool
+        )))
+    }
+
     /// The result must be here before it is named in the log, and what it names of the
     /// logs need not be kept twice.
     async fn durable_logs(&self, outcome: &Outcome) -> Result<BTreeMap<u32, u64>, Status> {

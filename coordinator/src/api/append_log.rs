@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::{Answers, convert};
+use crate::auth::Caller;
 use crate::blocking::blocking;
 use crate::leadership::Term;
 use crate::logs::{LogError, Logs};
@@ -24,6 +25,7 @@ const BATCH_MAX: usize = 64;
 /// Writes what comes, in order, and acknowledges.
 pub(super) fn stream(
     replica: Replica,
+    caller: Caller,
     logs: Arc<Logs>,
     inbound: impl Stream<Item = Result<v1::LogAppend, Status>> + Send + Unpin + 'static,
     tasks: &TaskTracker,
@@ -52,9 +54,9 @@ pub(super) fn stream(
         let mut batch = Vec::new();
         while queued.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let appends = std::mem::take(&mut batch);
-            let (state, logs) = (replica.view(), Arc::clone(&logs));
+            let (state, logs, caller) = (replica.view(), Arc::clone(&logs), caller.clone());
             let written = blocking(move || {
-                let acks = appends.into_iter().map(|append| write(&state, &logs, append));
+                let acks = appends.into_iter().map(|append| write(&state, &caller, &logs, append));
                 acks.collect::<Vec<_>>()
             });
             let acks = match written.await {
@@ -85,7 +87,12 @@ async fn receive(
 }
 
 /// Fenced: only the attempt that holds its lease appends. Blocks.
-fn write(state: &State, logs: &Logs, append: v1::LogAppend) -> Result<v1::LogAck, Status> {
+fn write(
+    state: &State,
+    caller: &Caller,
+    logs: &Logs,
+    append: v1::LogAppend,
+) -> Result<v1::LogAck, Status> {
     let lease: Lease = convert::lease(append.lease)?;
     let mut ack =
         v1::LogAck { lease: append.lease, stream: append.stream, durable: 0, refused: false };
@@ -99,6 +106,7 @@ fn write(state: &State, logs: &Logs, append: v1::LogAppend) -> Result<v1::LogAck
         ack.refused = true;
         return Ok(ack);
     };
+    caller.holds(state, lease)?;
     let v1::LogAppend { stream, offset, data, last, .. } = append;
     match logs.append(job.run, lease.work, stream, offset, &data, last) {
         Ok(end) => ack.durable = end,

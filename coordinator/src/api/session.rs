@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::{Answers, convert, fleet};
+use crate::auth::Caller;
 use crate::leadership::Term;
 use crate::leases::Leases;
 use crate::offers::Offers;
@@ -69,6 +70,7 @@ type Barrier = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
 /// Runs the session beside the call; its messages are the answer.
 pub(super) fn stream(
     parts: Parts,
+    caller: Caller,
     inbound: impl Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin + 'static,
     tasks: &TaskTracker,
     term: Term,
@@ -77,7 +79,7 @@ pub(super) fn stream(
     let (sender, receiver) = mpsc::channel(SENT_MAX);
     tasks.spawn(async move {
         let end = tokio::select! {
-            end = run(&parts, inbound, &sender) => end,
+            end = run(&parts, &caller, inbound, &sender) => end,
             () = sender.closed() => End::Gone,
             refusal = term.over() => End::Told(refusal),
             () = stop.cancelled() => End::Told(Status::unavailable("the coordinator stops")),
@@ -94,10 +96,11 @@ type Sender = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 
 async fn run(
     parts: &Parts,
+    caller: &Caller,
     mut inbound: impl Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin,
     sender: &Sender,
 ) -> End {
-    let hello = match tokio::time::timeout(HELLO_TIMEOUT, inbound.next()).await {
+    let mut hello = match tokio::time::timeout(HELLO_TIMEOUT, inbound.next()).await {
         Ok(Some(Ok(v1::AgentMessage { message: Some(FromAgent::Hello(hello)) }))) => hello,
         Ok(Some(Ok(_))) => {
             return End::Told(Status::invalid_argument("a session begins with `Hello`"));
@@ -105,6 +108,15 @@ async fn run(
         Ok(Some(Err(_)) | None) => return End::Gone,
         Err(_) => return End::Told(Status::deadline_exceeded("no `Hello` came")),
     };
+    // Whoever says nothing of its name must still be the agent of that id.
+    match caller.agent() {
+        Some(name) if hello.name.is_empty() => hello.name = name.to_owned(),
+        Some(_) | None => {
+            if let Err(status) = caller.speaks_for(&hello.name) {
+                return End::Told(status);
+            }
+        }
+    }
     let agent = AgentId::from_counter(hello.agent_id);
     let incarnation = Incarnation::from_counter(hello.incarnation);
     // Of an earlier start, or another agent: it must not push aside the session of the
@@ -225,7 +237,9 @@ impl Connected<'_> {
             Some(FromAgent::Progress(progress)) => {
                 let lease = convert::lease(progress.lease)?;
                 let state = self.parts.replica.view();
-                if let Some(job) = state.leased_job(lease) {
+                if let Some(job) = state.leased_job(lease)
+                    && is_held_by(&state, lease, self.agent)
+                {
                     self.parts.progress.update(job.run, lease, progress.steps);
                     self.parts.watch.changed(job.run);
                 }

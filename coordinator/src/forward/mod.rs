@@ -29,14 +29,13 @@ use tonic::codegen::http::{HeaderValue, Request, Response, Version};
 use tonic::transport::Channel;
 use tower::Service as _;
 
+use crate::auth::{Caller, ON_BEHALF_OF};
 use crate::leadership::{LEADER_WAIT, Leader, Leadership};
 use body::{Lent, Until};
 pub(crate) use layer::ForwardLayer;
 
 /// Header of a request that was passed on.
 const HOP: &str = "steading-hop";
-/// Header that says who asked, as `ROLE/ID`.
-const ON_BEHALF_OF: &str = "steading-on-behalf-of";
 /// Our own services.
 const OURS: &str = "/steading.v1.";
 /// Of them, those in which every replica speaks for itself.
@@ -64,6 +63,11 @@ impl fmt::Debug for Forward {
     }
 }
 
+/// As the gate in front of this found out.
+fn who_asked(request: &Request<Body>) -> Option<HeaderValue> {
+    request.extensions().get::<Caller>()?.to_string().parse().ok()
+}
+
 /// Where a request is answered.
 enum Place {
     Here,
@@ -78,6 +82,9 @@ impl Forward {
     /// Answers the request at the leader; `Err` gives it back, for this replica leads.
     async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, Request<Body>> {
         let hopped = request.headers().contains_key(HOP);
+        let Some(asked) = who_asked(&request) else {
+            return Ok(Status::unauthenticated("it is not known who asks").into_http());
+        };
         let (mut parts, mut body) = request.into_parts();
         let patience = tokio::time::Instant::now() + LEADER_WAIT;
         let status = loop {
@@ -86,7 +93,7 @@ impl Forward {
                 Ok(Place::There(leader)) => leader,
                 Err(status) => break status,
             };
-            parts.headers.insert(ON_BEHALF_OF, HeaderValue::from_static("admin/local"));
+            parts.headers.insert(ON_BEHALF_OF, asked.clone());
             let lent = Lent::new(body);
             match self.send(&leader, &parts, lent.borrow()).await {
                 Ok(response) => return Ok(response),
