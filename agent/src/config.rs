@@ -1,9 +1,12 @@
 //! What an agent is told by whoever starts it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use steading_cas::Store;
 use steading_model::Resources;
+
+use crate::preemption::Preemption;
 
 /// One agent. All required: whoever composes the process knows better defaults.
 #[derive(Clone, Debug)]
@@ -25,6 +28,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub blobs: BlobsSetting,
     pub user: RunAs,
+    /// Zone, machine type, and what else is to be known of the machine.
+    pub properties: BTreeMap<String, String>,
+    /// Who says that the machine is about to go.
+    pub preemption: Preemption,
     /// How long after a notice the machine is still there, milliseconds.
     pub leave_window_ms: u64,
     /// How this program is started again for its hidden sub-commands: the path of the

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use steading_proto::tls::{self, Identity};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -21,7 +22,10 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why an endpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    #[error("`{0}` is no endpoint: want unix:/PATH, or http://127.0.0.1:PORT")]
+    #[error(
+        "`{0}` is no endpoint: want https://HOST:PORT (with an identity), unix:/PATH, or \
+         http://127.0.0.1:PORT"
+    )]
     Spelling(String),
     #[error(
         "`{0}` is on another machine, and this version speaks in plain text only: use unix:/PATH, \
@@ -61,9 +65,16 @@ pub fn connect(endpoint: &str, insecure_loopback: bool) -> Result<Channel, Endpo
     Ok(lasting(Endpoint::from(uri)).tcp_nodelay(true).connect_lazy())
 }
 
-/// [`connect`], for a [`crate::Cluster`].
-pub fn dial(insecure_loopback: bool) -> Dial {
-    Arc::new(move |endpoint| connect(endpoint, insecure_loopback))
+/// [`connect`], for a [`crate::Cluster`]; over mTLS to `https://HOST:PORT`, where there is
+/// an identity to show.
+pub fn dial(identity: Option<Arc<Identity>>, insecure_loopback: bool) -> Dial {
+    Arc::new(move |endpoint| match &identity {
+        Some(identity) if endpoint.starts_with("https://") => {
+            tls::channel(endpoint, Arc::clone(identity))
+                .map_err(|_| EndpointError::Spelling(endpoint.to_owned()))
+        }
+        _ => connect(endpoint, insecure_loopback),
+    })
 }
 
 /// A connection that is kept, and whose end is noticed.

@@ -9,6 +9,7 @@ mod config;
 mod connect;
 mod hidden;
 pub mod logs;
+pub mod preemption;
 pub mod process;
 pub mod runner;
 pub mod sandbox;

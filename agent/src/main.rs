@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use steading_agent::preemption::Preemption;
 use steading_agent::{BlobsSetting, Cluster, Config, LEAVE_WINDOW_MS_DEFAULT, RunAs, dial};
 use steading_model::Resources;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +51,9 @@ struct Arguments {
     /// given.
     #[arg(long, conflicts_with = "run_as_self")]
     uid_base: Option<u32>,
+    /// When this file appears, the machine is about to go away.
+    #[arg(long)]
+    preemption_file: Option<PathBuf>,
     /// How long after TERM or a notice of preemption the machine is still there, milliseconds.
     #[arg(long, default_value_t = LEAVE_WINDOW_MS_DEFAULT)]
     leave_window_ms: u64,
@@ -80,7 +84,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {
-    let dial = dial(arguments.insecure_loopback);
+    let dial = dial(None, arguments.insecure_loopback);
     let cluster = Cluster::new(arguments.coordinator.clone(), dial)?;
     let (leave, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let config = config(arguments)?;
@@ -137,6 +141,8 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
         data_dir: arguments.data_dir,
         blobs: BlobsSetting::Own { bytes_max: arguments.store_gib << 30 },
         user,
+        properties: Default::default(),
+        preemption: Preemption { file: arguments.preemption_file, gce: None },
         leave_window_ms: arguments.leave_window_ms,
         program: vec![program.to_string_lossy().into_owned()],
     })

@@ -124,7 +124,19 @@ pub async fn run_until(
         agent.leave(&mut attempts).await;
         ended
     };
-    let depart = served.run_until_cancelled(agent.depart(&leave, &stop));
+    let depart = async {
+        let notice = async {
+            let notice = agent.config.preemption.noticed().await;
+            tracing::warn!(notice, "the machine is about to go");
+            leave.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = agent.depart(&leave, &stop) => (),
+            () = notice => (),
+        }
+    };
+    let depart = served.run_until_cancelled(depart);
     tokio::join!(serve, depart, cluster.keep_warm(served.clone())).0
 }
 
@@ -218,7 +230,7 @@ impl Agent {
             slots: config.slots.max(1).saturating_add(config.leases_ahead),
             cpu_milli: config.resources.cpu_milli,
             memory_mib: config.resources.memory_mib,
-            properties: Default::default(),
+            properties: config.properties.clone().into_iter().collect(),
         }
     }
 

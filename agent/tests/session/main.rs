@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use steading_agent::preemption::Preemption;
 use steading_agent::{BlobsSetting, Cluster, Config, RunAs, dial};
 use steading_cas::{Store, StoreOptions};
 use steading_model::{DigestFunction, Resources};
@@ -28,13 +29,14 @@ use tonic::{Request, Response, Status, Streaming};
 /// Longest that a test waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+mod departures;
 mod stories;
 
 /// What the agent did.
 #[derive(Debug)]
 enum Event {
     Said(Said),
-    HandedBack(#[allow(dead_code, reason = "printed where it is out of turn")] v1::HandBackRequest),
+    HandedBack(v1::HandBackRequest),
     Completed(Box<v1::CompleteAttemptRequest>),
     Released(v1::ReleaseLeaseRequest),
 }
@@ -173,6 +175,7 @@ impl Agents for Coordinator {
 struct Farm {
     dir: TempDir,
     user: RunAs,
+    window_ms: u64,
     store: Store,
     known: Arc<Mutex<Known>>,
     events: mpsc::Receiver<Event>,
@@ -188,6 +191,10 @@ impl Farm {
     }
 
     async fn start_as(user: RunAs) -> Self {
+        Self::start_with(user, 30_000).await
+    }
+
+    async fn start_with(user: RunAs, window_ms: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Others pass through; temporary folders are closed by themselves.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
@@ -208,6 +215,7 @@ impl Farm {
         let mut farm = Self {
             dir,
             user,
+            window_ms,
             store,
             known,
             events,
@@ -225,7 +233,7 @@ impl Farm {
 
     fn cluster(&self) -> Cluster {
         let endpoint = format!("unix:{}", self.dir.path().join("socket").display());
-        Cluster::new(vec![endpoint], dial(false)).unwrap()
+        Cluster::new(vec![endpoint], dial(None, false)).unwrap()
     }
 
     fn config(&self) -> Config {
@@ -240,7 +248,9 @@ impl Farm {
             data_dir: self.dir.path().join("agent"),
             blobs: BlobsSetting::Shared(self.store.clone()),
             user: self.user,
-            leave_window_ms: 30_000,
+            properties: BTreeMap::new(),
+            preemption: Preemption { file: Some(self.dir.path().join("notice")), gce: None },
+            leave_window_ms: self.window_ms,
             program: vec![env!("CARGO_BIN_EXE_steading-agent").to_owned()],
         }
     }
@@ -318,6 +328,25 @@ impl Farm {
             Event::Completed(report) => *report,
             other => panic!("not a report: {other:?}"),
         }
+    }
+
+    async fn handed_back(&mut self) -> v1::HandBackRequest {
+        match self.event(|event| matches!(event, Event::HandedBack(_))).await {
+            Event::HandedBack(request) => request,
+            other => panic!("nothing handed back: {other:?}"),
+        }
+    }
+
+    async fn released(&mut self) -> v1::ReleaseLeaseRequest {
+        match self.event(|event| matches!(event, Event::Released(_))).await {
+            Event::Released(request) => request,
+            other => panic!("nothing released: {other:?}"),
+        }
+    }
+
+    async fn ended(&mut self) {
+        let ended = tokio::time::timeout(PATIENCE, self.agent.join_next()).await;
+        ended.expect("the agent ends").unwrap().unwrap().unwrap();
     }
 
     async fn say(&self, message: Say) {

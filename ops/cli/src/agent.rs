@@ -3,6 +3,10 @@
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+use steading_agent::preemption::{Preemption, gce};
+use steading_agent::{Cluster, dial};
+use steading_proto::tls::Identity;
+
 use crate::args::{self, JobUser};
 use crate::connect::Endpoint;
 use crate::exit::{Ended, Failure};
@@ -17,8 +21,8 @@ const SLOT_UID_BASE: u32 = 70_000;
 /// Blobs that the agent keeps.
 const STORE_BYTES_MAX: u64 = 50 << 30;
 
-/// Serves until it is told to stop. The first signal lets no more jobs in and ends
-/// those that run; the second one ends it at once.
+/// Serves until it is told to stop. The first signal lets no more jobs in, and those end
+/// that can within the window; the second one ends them now, the third one ends it at once.
 ///
 /// # Errors
 ///
@@ -26,8 +30,25 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     let endpoints = Endpoint::read_all(&args.coordinator)?;
     let endpoints = endpoints.iter().map(ToString::to_string).collect();
-    let cluster = steading_agent::Cluster::new(endpoints, steading_agent::dial(true))
-        .map_err(Failure::usage)?;
+    let identity = match &args.identity {
+        Some(dir) => Some(Identity::load(dir).map_err(Failure::usage)?),
+        None => None,
+    };
+    let cluster = Cluster::new(endpoints, dial(identity, true)).map_err(Failure::usage)?;
+    let gce = args.gce.then(|| {
+        std::env::var("GCE_METADATA_HOST").unwrap_or_else(|_| gce::HOST_DEFAULT.to_owned())
+    });
+    let machine = match &gce {
+        Some(host) => gce::machine(host).await,
+        None => gce::Machine::default(),
+    };
+    let properties = [
+        ("zone", args.zone.or(machine.zone)),
+        ("machine_type", args.machine_type.or(machine.machine_type)),
+        ("version", Some(env!("CARGO_PKG_VERSION").to_owned())),
+    ];
+    let properties =
+        properties.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let name = match args.name {
         Some(name) => name,
         None => nix::unistd::gethostname()
@@ -49,7 +70,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     let config = steading_agent::Config {
         name,
         pool: args.pool,
-        spot: args.spot,
+        spot: args.spot || machine.spot,
         labels: labels(&args.labels),
         slots: args.slots.unwrap_or_else(cores),
         leases_ahead: 0,
@@ -57,23 +78,25 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
         data_dir: std::path::absolute(args.data_dir).map_err(anyhow::Error::from)?,
         blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },
         user,
-        leave_window_ms: steading_agent::LEAVE_WINDOW_MS_DEFAULT,
+        properties: properties.collect(),
+        preemption: Preemption { file: args.preemption_file, gce },
+        leave_window_ms: args.leave_window_ms,
         program: local::program()?,
         resources: local::resources(),
     };
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let stop = CancellationToken::new();
-    let serve = steading_agent::run(config, cluster, stop.clone());
+    let (leave, stop) = (CancellationToken::new(), CancellationToken::new());
+    let serve = steading_agent::run_until(config, cluster, leave.clone(), stop.clone());
     tokio::pin!(serve);
-    tokio::select! {
-        served = &mut serve => served?,
-        () = signals.next() => {
-            stop.cancel();
-            tokio::select! {
-                served = serve => served?,
-                () = signals.next() => return Ok(Ended::Interrupted),
-            }
+    for step in [&leave, &stop] {
+        tokio::select! {
+            served = &mut serve => return served.map(|()| Ended::Success).map_err(Failure::from),
+            () = signals.next() => step.cancel(),
         }
+    }
+    tokio::select! {
+        served = serve => served?,
+        () = signals.next() => return Ok(Ended::Interrupted),
     }
     Ok(Ended::Success)
 }

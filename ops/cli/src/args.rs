@@ -302,6 +302,9 @@ pub struct Agent {
     /// The group of like agents that it belongs to
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub pool: String,
+    /// The folder of the certificate that it shows to coordinators on other machines
+    #[arg(long, value_name = "DIR")]
+    pub identity: Option<PathBuf>,
     /// Its machine may be taken away
     #[arg(long)]
     pub spot: bool,

@@ -157,6 +157,8 @@ impl Farm {
             data_dir: self.data_dir.join("agent"),
             blobs: steading_agent::BlobsSetting::Shared(self.store()),
             user: steading_agent::RunAs::SelfUser,
+            properties: Default::default(),
+            preemption: Default::default(),
             leave_window_ms: steading_agent::LEAVE_WINDOW_MS_DEFAULT,
             program: program()?,
             resources: resources(),
