@@ -10,6 +10,8 @@ use steading_model::limits::FINISHED_RUNS_MAX;
 const SEGMENT_BYTES_MIN: u64 = 4 << 20;
 /// Largest segment, bytes: it is preallocated, and a start reads the last one whole.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Largest ballast, bytes.
+const BALLAST_BYTES_MAX: u64 = 16 << 30;
 /// Smallest store that can hold one run's source and results, bytes.
 const STORE_BYTES_MIN: u64 = 64 << 20;
 
@@ -37,6 +39,15 @@ pub struct Config {
     /// A CA of the operator's, instead of one that is made on the first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<GivenCa>,
+    /// With less than this free on its disk, bytes, a coordinator leads no more and takes no
+    /// submissions, and with an eighth of it it stops. Zero: it never looks. None: a tenth
+    /// and a fiftieth of the disk, but no more than 4 GiB and 512 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_low_bytes: Option<u64>,
+    /// Kept free, bytes, so that a coordinator whose disk ran full can start and compact its
+    /// log. Zero: nothing is.
+    #[serde(default = "ballast_bytes_default")]
+    pub ballast_bytes: u64,
     /// Where blobs and results of actions are durable. None: in this coordinator's own
     /// store, which several coordinators cannot share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,6 +125,10 @@ const fn finished_runs_kept_default() -> usize {
     FINISHED_RUNS_MAX
 }
 
+const fn ballast_bytes_default() -> u64 {
+    64 << 20
+}
+
 impl Config {
     /// The defaults, for this data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
@@ -124,6 +139,8 @@ impl Config {
             sources_are_local: false,
             finished_runs_kept: finished_runs_kept_default(),
             ca: None,
+            disk_low_bytes: None,
+            ballast_bytes: ballast_bytes_default(),
             object_store: None,
         }
     }
@@ -162,6 +179,7 @@ impl Config {
         if let Some(object_store) = &self.object_store {
             object_store.validate()?;
         }
+        within("ballast_bytes", self.ballast_bytes, 0, BALLAST_BYTES_MAX)?;
         let kept = self.finished_runs_kept as u64;
         within("finished_runs_kept", kept, 1, FINISHED_RUNS_MAX as u64)
     }

@@ -8,6 +8,7 @@ mod blocking;
 mod cache;
 mod claims;
 mod config;
+mod disk;
 mod dispatcher;
 mod documents;
 mod effects;

@@ -32,6 +32,7 @@ use crate::auth::{Connections, Gate, Trust};
 use crate::backup::BackupsService;
 use crate::claims::Claims;
 use crate::config::{Config, ObjectStore};
+use crate::disk::Disk;
 use crate::dispatcher::Dispatcher;
 use crate::documents::Documents;
 use crate::effects::Effects;
@@ -109,6 +110,7 @@ struct Parts {
     sources_are_local: bool,
     finished_runs_kept: usize,
     data_dir: PathBuf,
+    disk: Disk,
 }
 
 /// Why a background task ended by itself. A coordinator that has lost one looks healthy
@@ -326,6 +328,7 @@ impl Coordinator {
         self.task("effects", effects.run(notices, stop()));
         self.task("dispatcher", dispatcher.run(stop()));
         self.task("planner", planner.run(stop()));
+        self.task("disk", parts.disk.clone().run(parts.replica.clone(), stop()));
         let leases = Arc::clone(&parts.leases);
         let (replica, leadership) = (parts.replica.clone(), parts.leadership.clone());
         self.task("expiry", expiry::run(replica.clone(), leadership.clone(), leases, stop()));
@@ -367,6 +370,7 @@ impl Coordinator {
             progress: Arc::clone(&parts.progress),
             watch: Arc::clone(&parts.watch),
             sources_are_local: parts.sources_are_local,
+            disk: parts.disk.clone(),
             tasks: self.streams.clone(),
             stop: stop.clone(),
         };
@@ -437,6 +441,8 @@ struct Opened {
 fn open(config: &Config) -> anyhow::Result<Opened> {
     let dir = &config.data_dir;
     let lock = DirLock::take(dir).context("lock the data directory")?;
+    let disk = Disk::new(dir, config.disk_low_bytes, config.ballast_bytes);
+    disk.make_room_to_start();
     let origin = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
     // In front of an origin it is a copy, and whatever is read from it is hashed.
     let durable = origin.is_none();
@@ -467,6 +473,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         sources_are_local: config.sources_are_local,
         finished_runs_kept: config.finished_runs_kept,
         data_dir: dir.clone(),
+        disk,
     };
     Ok(Opened { parts, thread, notices, lock })
 }

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use super::{Answers, convert, read_log, submit, watch};
 use crate::auth;
 use crate::blocking::blocking;
+use crate::disk::Disk;
 use crate::documents::{Documents, Facts};
 use crate::leadership::{LEADER_WAIT, Leadership};
 use crate::logs::Logs;
@@ -37,6 +38,7 @@ pub(crate) struct PipelinesService {
     pub(crate) progress: Arc<Progress>,
     pub(crate) watch: Arc<RunWatch>,
     pub(crate) sources_are_local: bool,
+    pub(crate) disk: Disk,
     /// Owns the tasks behind streams.
     pub(crate) tasks: TaskTracker,
     /// Ends the streams.
@@ -54,6 +56,7 @@ impl Pipelines for PipelinesService {
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
         let principal = auth::principal(&request)?;
+        self.disk.check()?;
         let (local, request) = (self.sources_are_local, request.into_inner());
         let answer =
             submit::submit(&self.replica, &self.documents, local, principal, request).await?;

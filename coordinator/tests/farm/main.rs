@@ -4,6 +4,7 @@
 
 mod backup;
 mod claims;
+mod disk;
 mod logs;
 mod origin;
 mod support;

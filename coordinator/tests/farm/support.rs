@@ -42,7 +42,10 @@ pub(crate) struct Farm {
 
 impl Farm {
     pub(crate) async fn start(dir: &Path) -> Self {
-        Self::start_with(Config::new(dir)).await
+        let mut config = Config::new(dir);
+        // However full the disk is that tests run on.
+        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+        Self::start_with(config).await
     }
 
     pub(crate) async fn start_with(mut config: Config) -> Self {

@@ -100,6 +100,8 @@ impl Farm {
         config.store_bytes_max = STORE_BYTES_MAX;
         config.sources_are_local = true;
         config.finished_runs_kept = FINISHED_RUNS_KEPT;
+        // A person's own disk: its owner knows how full it may be.
+        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
         let coordinator = Arc::new(Coordinator::start(config).await?);
         let stop_serving = CancellationToken::new();
         let (connect, accept) = mpsc::channel(CONNECTIONS_MAX);
