@@ -13,6 +13,7 @@ impl From<ProposeError> for Status {
         match error {
             ProposeError::Rejected(rejection) => rejected(&rejection),
             ProposeError::Busy => Self::resource_exhausted("too many proposals wait, try again"),
+            ProposeError::Membership(_) => Self::failed_precondition(error.to_string()),
             ProposeError::TooLarge(_) => Self::invalid_argument(error.to_string()),
             // Whether it was applied is not known: a repetition is answered like the first.
             ProposeError::NotLeader => not_leader(None),

@@ -186,7 +186,7 @@ impl Replica {
         let wanted = message.get_snapshot().get_metadata();
         let at = Position { index: wanted.index, term: wanted.term };
         let dir = self.names.snapshots.clone();
-        let staged = tokio::task::spawn_blocking(move || stage(incoming, &dir, at)).await;
+        let staged = tokio::task::spawn_blocking(move || stage(&incoming, &dir, at)).await;
         let staged = staged.map_err(|_| InstallError::Replica(ProposeError::Stopped))??;
         debug_assert_eq!(message.get_msg_type(), MessageType::MsgSnapshot, "the caller checked");
         self.order(Order::Install(Box::new(staged), message)).map_err(InstallError::Replica)
@@ -206,15 +206,10 @@ pub enum InstallError {
     Replica(ProposeError),
 }
 
-/// Checks the file and gives it its name, durably. Blocks.
-fn stage(incoming: Incoming, dir: &Path, at: Position) -> Result<Staged, SnapshotError> {
+/// Makes the file durable, checks it and gives it its name. Blocks.
+fn stage(incoming: &Incoming, dir: &Path, at: Position) -> Result<Staged, SnapshotError> {
     let failed = |source| SnapshotError::Io { doing: "keep", path: dir.to_owned(), source };
     incoming.file.sync_all().map_err(failed)?;
-    let (header, state) = snapshot::load(&RealFs, &incoming.path)?;
-    if header.at != at {
-        return Err(SnapshotError::Damaged("it is of another index than announced"));
-    }
-    std::fs::rename(&incoming.path, snapshot::staged_path(dir, at)).map_err(failed)?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    let (header, state) = snapshot::stage(&RealFs, dir, &incoming.path, at)?;
     Ok(Staged { header, state })
 }

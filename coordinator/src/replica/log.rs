@@ -26,47 +26,45 @@ pub(crate) struct Log {
     conf_state: ConfState,
     /// The newest snapshot that was read back, which a follower could be given.
     snapshot: Option<(Position, ConfState)>,
-    /// A member needs a snapshot, of this index or later, and there is none.
-    wanted: Cell<Option<u64>>,
+    /// A member needs a snapshot that is not there.
+    wanted: Cell<bool>,
 }
 
 impl Log {
-    /// What was recovered, from `base` on, which must be a position of the log. The
-    /// newest snapshot is of `snapshot`.
+    /// What was recovered. `applied` must be a position of the log. The newest snapshot is
+    /// of `snapshot`.
     pub(crate) fn new(
         wal: Wal,
         recovered: Recovered,
-        base: Position,
+        applied: Position,
         snapshot: u64,
         conf_state: ConfState,
     ) -> Self {
+        let promise = recovered.promise;
         let bytes = recovered.entries.iter().map(|record| bytes_behind(record, snapshot)).sum();
-        let entries: VecDeque<Entry> = recovered
-            .entries
-            .into_iter()
-            .filter_map(to_entry)
-            .filter(|entry| entry.index > base.index)
-            .collect();
-        let last = entries.back().map_or(base.index, |entry| entry.index);
+        let entries: VecDeque<Entry> = recovered.entries.into_iter().filter_map(to_entry).collect();
+        let last = entries.back().map_or(recovered.base.index, |entry| entry.index);
         let hard_state = HardState {
-            term: recovered.promise.term,
-            vote: recovered.promise.vote,
+            term: promise.term,
+            vote: promise.vote,
             // A commit is written lazily, so it may be behind what was applied; and it may be
             // of a write whose entries were torn off.
-            commit: recovered.promise.commit.clamp(base.index, last),
+            commit: promise.commit.clamp(applied.index, last),
             ..HardState::default()
         };
-        Self {
+        let mut log = Self {
             wal,
-            base,
+            base: recovered.base,
             entries,
             bytes,
             hard_state,
-            written: recovered.promise,
+            written: promise,
             conf_state,
             snapshot: None,
-            wanted: Cell::new(None),
-        }
+            wanted: Cell::new(false),
+        };
+        log.forget(applied.index, LAGGING_BYTES_MAX);
+        log
     }
 
     /// Appends entries, over what conflicts with them, and the promise; durable if `sync`.
@@ -93,6 +91,9 @@ impl Log {
             (self.base, self.conf_state) = (at, conf_state.clone());
             self.snapshot = Some((at, conf_state));
             self.hard_state.commit = self.hard_state.commit.max(at.index);
+            // The promise first: a log must not be of a later term than what was promised.
+            self.written = to_promise(&self.hard_state);
+            records.push(Record::Promise(self.written));
             records.push(Record::Restart(at));
         }
         if let Some(first) = entries.first()
@@ -140,25 +141,33 @@ impl Log {
         self.wal.seal()
     }
 
-    /// A snapshot of `position` was made. Forgets the entries in memory that it holds, but
-    /// for those behind `keep`, which a member still wants to have.
-    pub(crate) fn compact(&mut self, position: Position, conf_state: ConfState, keep: u64) {
-        let held = |entry: &&Entry| entry.index <= position.index;
-        self.bytes = self.entries.iter().filter(|entry| !held(entry)).map(bytes_of).sum();
-        let to = position.index.min(keep);
-        while let Some(entry) = self.entries.front()
-            && entry.index <= to
-        {
-            self.base = Position { index: entry.index, term: entry.term };
-            self.entries.pop_front();
-        }
+    /// A snapshot of `position` was made. In memory the entries are kept that others may
+    /// still need, unless there are no others.
+    pub(crate) fn compact(&mut self, position: Position, conf_state: ConfState, alone: bool) {
+        let behind = |entry: &&Entry| entry.index > position.index;
+        self.bytes = self.entries.iter().filter(behind).map(bytes_of).sum();
+        self.forget(position.index, if alone { 0 } else { LAGGING_BYTES_MAX });
         self.snapshot = Some((position, conf_state));
-        self.wanted.set(None);
+        self.wanted.set(false);
     }
 
-    /// Whether a member waits for a snapshot that nobody has made.
-    pub(crate) fn wants_snapshot(&self) -> bool {
-        self.wanted.get().is_some()
+    /// Forgets entries in memory up to `index`, but for the last `keep` bytes of them.
+    fn forget(&mut self, index: u64, keep: u64) {
+        let before = self.entries.iter().take_while(|entry| entry.index <= index);
+        let mut excess = before.map(size_of).sum::<u64>().saturating_sub(keep);
+        while excess > 0
+            && self.entries.front().is_some_and(|entry| entry.index <= index)
+            && let Some(entry) = self.entries.pop_front()
+        {
+            excess = excess.saturating_sub(size_of(&entry));
+            self.base = Position { index: entry.index, term: entry.term };
+        }
+    }
+
+    /// Whether a member waits for a snapshot that nobody has made. Asked once: Raft says
+    /// so again.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.wanted.take()
     }
 
     /// The segment files that hold nothing behind `index`; they count as gone.
@@ -229,7 +238,7 @@ impl Storage for Log {
         let mut left = max_size.into().unwrap_or(u64::MAX);
         let mut entries = Vec::new();
         for entry in self.entries.iter().skip(from).take(count) {
-            let size = (entry.data.len() + entry.context.len() + ENTRY_OVERHEAD_BYTES) as u64;
+            let size = size_of(entry);
             if size > left && !entries.is_empty() {
                 break;
             }
@@ -264,7 +273,7 @@ impl Storage for Log {
             position.index >= least && Membership::from(conf_state).contains(to)
         });
         let Some((position, conf_state)) = usable else {
-            self.wanted.set(Some(least));
+            self.wanted.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
         let mut snapshot = Snapshot::default();
@@ -278,6 +287,14 @@ impl Storage for Log {
 
 /// What an entry takes in a message besides its data and context, bytes; generous.
 const ENTRY_OVERHEAD_BYTES: usize = 32;
+
+/// Bytes of entries that are kept in memory although a snapshot holds them, for members
+/// that lag. One that is further behind gets the snapshot.
+const LAGGING_BYTES_MAX: u64 = 8 << 20;
+
+fn size_of(entry: &Entry) -> u64 {
+    (entry.data.len() + entry.context.len() + ENTRY_OVERHEAD_BYTES) as u64
+}
 
 fn bytes_of(entry: &Entry) -> u64 {
     entry.data.len() as u64

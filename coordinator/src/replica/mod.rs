@@ -17,6 +17,7 @@ mod log;
 mod membership;
 mod node;
 mod open;
+mod reads;
 mod salvage;
 #[cfg(any(test, feature = "testkit"))]
 pub mod sim_fs;
@@ -121,6 +122,9 @@ pub enum ProposeError {
     /// Nothing happened.
     #[error("the replica has stopped")]
     Stopped,
+    /// A change of the members that cannot be. Nothing happened.
+    #[error("the members cannot be changed like this: {0}")]
+    Membership(String),
     /// It may have been accepted or not: try again with the same request id.
     #[error("the replica stopped or lost its leadership before the outcome was known")]
     Unknown,
@@ -259,19 +263,35 @@ impl Replica {
         self.changes.clone()
     }
 
-    /// Returns once [`Replica::view`] holds everything that was acknowledged before
-    /// the call, whichever replica acknowledged it.
+    /// Returns once [`Replica::view`] holds everything that was acknowledged before the
+    /// call. Only the leader can: it proves that this replica led after the call began.
     ///
     /// # Errors
     ///
     /// [`ProposeError`].
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        self.read(true).await
+    }
+
+    /// Returns once [`Replica::view`] holds everything that was acknowledged before the
+    /// call, whichever replica acknowledged it. Any replica can, for it asks the leader; so
+    /// it proves nothing of who leads. Ends within two seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError`]; [`ProposeError::NotLeader`] also if no leader answers in time.
+    pub async fn read_barrier_anywhere(&self) -> Result<(), ProposeError> {
+        self.read(false).await
+    }
+
+    async fn read(&self, lead: bool) -> Result<(), ProposeError> {
         let (reader, answer) = oneshot::channel();
-        self.send(Input::Read(reader))?;
+        self.send(Input::Read(reader, lead))?;
         answer.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
-    /// Asks the replica to stop; [`ReplicaThread::join`] waits for it.
+    /// Asks the replica to stop; [`ReplicaThread::join`] waits for it. A leader hands over
+    /// first, so its messages must be sent until the thread has ended.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         // A full queue wakes it as well.

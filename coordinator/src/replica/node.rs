@@ -6,27 +6,27 @@
 //! synced; only then go answers to other members, and only then is anything applied.
 
 mod group;
+mod keeping;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType, Message};
+use raft::eraftpb::{Entry, EntryType, Message};
 use raft::{RawNode, StateRole};
 use steading_core::{Effect, Proposal, Rejection, State};
 use steading_model::Timestamp;
 use steading_model::codec::{Decode, DecodeError, Encode, Reader};
 use tokio::sync::oneshot;
 
-use super::image::ImageMeta;
-use super::keeper::{Job, Kept, Writes};
 use super::log::Log;
 use super::membership::Membership;
-use super::snapshot::Header;
+use super::reads::{Reader_, Reads};
 use super::wal::{Position, WalError};
 use super::{ProposeError, slog_bridge};
 
 pub(crate) use group::{Ended, Staged};
 pub use group::{GroupStatus, Progress, Standing};
+pub use keeping::Cadence;
+use keeping::Keeping;
 
 /// Milliseconds of one of Raft's ticks.
 pub(crate) const TICK_MS: u64 = 25;
@@ -40,9 +40,6 @@ const WAVE_FORMAT: u64 = 1;
 
 /// Answers a proposal.
 pub(crate) type Waiter = oneshot::Sender<Result<Vec<Effect>, ProposeError>>;
-
-/// Answers a read barrier.
-pub(crate) type Reader_ = oneshot::Sender<Result<(), ProposeError>>;
 
 /// Why a replica stops. None of it can be survived: what is on the disk is all that is certain.
 #[derive(Debug, thiserror::Error)]
@@ -61,19 +58,13 @@ pub enum ReplicaError {
     },
     #[error("the thread of the replica panicked")]
     Panicked,
+    #[error(
+        "replica {leader}, which leads, knows that this one had entry {commit}, but its log ends at entry {last}: its disk \
+         lost what it had acknowledged. Remove this replica from the group, and let it join again with an empty directory"
+    )]
+    Forgot { leader: u64, commit: u64, last: u64 },
     #[error("raft wants snapshot {index}, which was not received")]
     NotReceived { index: u64 },
-}
-
-/// When the image and the snapshots are brought up to date.
-#[derive(Clone, Copy, Debug)]
-pub struct Cadence {
-    /// Entries after which the image is due.
-    pub checkpoint_entries: u64,
-    /// Milliseconds after which the image is due if anything changed.
-    pub checkpoint_ms: u64,
-    /// Bytes of log after which a snapshot is due.
-    pub snapshot_bytes: u64,
 }
 
 /// What came of a round.
@@ -103,12 +94,9 @@ pub(crate) struct Node {
     now: Timestamp,
     /// By index: the term under which it was proposed, and who waits.
     waiters: BTreeMap<u64, (u64, Vec<Waiter>)>,
-    /// Not yet asked, because nothing of this term is committed; asked, by context;
-    /// and answered, by the index that must be applied first.
-    reads_new: Vec<Reader_>,
-    reads_asked: BTreeMap<u64, Vec<Reader_>>,
-    reads_ready: BTreeMap<u64, Vec<Reader_>>,
-    read_last: u64,
+    reads: Reads,
+    /// Ticks so far.
+    ticks: u64,
     /// The term that it leads, with everything before it applied; 0 for none.
     leads: u64,
     /// Who waits for a change of the members, by index and term.
@@ -116,26 +104,9 @@ pub(crate) struct Node {
     /// A snapshot that was received, for the message that comes with it.
     staged: Option<Staged>,
     may_lead: bool,
+    /// Why it cannot go on, found between two rounds.
+    failed: Option<ReplicaError>,
     keeping: Keeping,
-}
-
-/// Where the image and the snapshots stand.
-#[derive(Debug)]
-struct Keeping {
-    cadence: Cadence,
-    /// A job is under way.
-    busy: bool,
-    /// Entries applied since the image was written, and when the first of them was.
-    entries: u64,
-    since_ms: Option<u64>,
-    /// The image must be written as a whole.
-    whole: bool,
-    /// Segments to remove.
-    remove: Vec<PathBuf>,
-    /// The snapshot that the log begins with since it was received.
-    adopt: Option<Position>,
-    /// Not before this, after a snapshot that failed: bytes of log.
-    snapshot_at_bytes: u64,
 }
 
 impl std::fmt::Debug for Node {
@@ -168,24 +139,14 @@ impl Node {
             state,
             applied,
             waiters: BTreeMap::new(),
-            reads_new: Vec::new(),
-            reads_asked: BTreeMap::new(),
-            reads_ready: BTreeMap::new(),
-            read_last: 0,
+            reads: Reads::new(replica),
+            ticks: 0,
             leads: 0,
             changes: BTreeMap::new(),
             staged: None,
             may_lead: true,
-            keeping: Keeping {
-                cadence,
-                busy: false,
-                entries: 0,
-                since_ms: None,
-                whole: !image_is_current,
-                remove: Vec::new(),
-                adopt: None,
-                snapshot_at_bytes: cadence.snapshot_bytes,
-            },
+            failed: None,
+            keeping: Keeping::new(cadence, image_is_current),
         };
         if single {
             node.raw.campaign()?;
@@ -234,7 +195,17 @@ impl Node {
 
     /// Asks the group whether this is still the leader, once for all of `reads`.
     pub(crate) fn read(&mut self, reads: Vec<Reader_>) {
-        self.reads_new.extend(reads);
+        self.reads.add(reads, true, self.ticks);
+    }
+
+    /// Asks the leader, whoever that is, how far the group is, once for all of `reads`.
+    pub(crate) fn read_anywhere(&mut self, reads: Vec<Reader_>) {
+        self.reads.add(reads, false, self.ticks);
+    }
+
+    /// Makes this start's questions to the leader different from those of any other.
+    pub(crate) const fn set_start(&mut self, start: u64) {
+        self.reads.set_start(start);
     }
 
     /// Does everything that Raft has ready.
@@ -243,6 +214,10 @@ impl Node {
     ///
     /// [`ReplicaError`]: the replica must stop, and answer nobody.
     pub(crate) fn process(&mut self, output: &mut Output) -> Result<(), ReplicaError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.watch_role(output);
         self.ask_reads(output);
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
@@ -258,10 +233,7 @@ impl Node {
             }
             output.messages.extend(ready.take_persisted_messages());
             for read in ready.take_read_states() {
-                let context = read.request_ctx.first_chunk().map(|ctx| u64::from_be_bytes(*ctx));
-                if let Some(reads) = context.and_then(|ctx| self.reads_asked.remove(&ctx)) {
-                    self.reads_ready.entry(read.index).or_default().extend(reads);
-                }
+                self.reads.answered(&read.request_ctx, read.index);
             }
             self.apply(ready.take_committed_entries(), output)?;
             let mut light = self.raw.advance_append(ready);
@@ -307,15 +279,8 @@ impl Node {
                     }
                 }
                 EntryType::EntryNormal => self.apply_wave(&entry, output)?,
-                EntryType::EntryConfChange => {
-                    let change: ConfChange = parse(&entry)?;
-                    let state = self.raw.apply_conf_change(&change)?;
-                    self.members_changed(state, &entry, output);
-                }
-                EntryType::EntryConfChangeV2 => {
-                    let change: ConfChangeV2 = parse(&entry)?;
-                    let state = self.raw.apply_conf_change(&change)?;
-                    self.members_changed(state, &entry, output);
+                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                    self.change_committed(&entry, output)?;
                 }
             }
             self.applied = Position { index, term };
@@ -354,123 +319,24 @@ impl Node {
     }
 
     fn ask_reads(&mut self, output: &mut Output) {
-        if self.raw.raft.state != StateRole::Leader {
-            let all = std::mem::take(&mut self.reads_new)
-                .into_iter()
-                .chain(std::mem::take(&mut self.reads_asked).into_values().flatten());
-            output.reads.extend(all.map(|reader| (reader, Err(ProposeError::NotLeader))));
-        } else if !self.reads_new.is_empty() && self.raw.raft.commit_to_current_term() {
+        let refused = |reader| (reader, Err(ProposeError::NotLeader));
+        let somebody_answers = if self.raw.raft.state == StateRole::Leader {
             // Raft drops what is asked earlier, without a word.
-            self.read_last += 1;
-            self.reads_asked.insert(self.read_last, std::mem::take(&mut self.reads_new));
-            self.raw.read_index(self.read_last.to_be_bytes().to_vec());
+            self.raw.raft.commit_to_current_term()
+        } else {
+            output.reads.extend(self.reads.take_lead().into_iter().map(refused));
+            self.raw.raft.leader_id != raft::INVALID_ID
+        };
+        if somebody_answers && let Some(context) = self.reads.question(self.ticks) {
+            self.raw.read_index(context);
         }
     }
 
     fn answer_reads(&mut self, output: &mut Output) {
-        let later = self.reads_ready.split_off(&(self.applied.index + 1));
-        let ready = std::mem::replace(&mut self.reads_ready, later).into_values().flatten();
-        output.reads.extend(ready.map(|reader| (reader, Ok(()))));
+        output.reads.extend(self.reads.passed(self.applied.index).map(|reader| (reader, Ok(()))));
+        let late = self.reads.take_late(self.ticks).into_iter();
+        output.reads.extend(late.map(|reader| (reader, Err(ProposeError::NotLeader))));
     }
-
-    /// Whether the log wants to be sealed once there is nothing else to do.
-    pub(crate) fn wants_seal(&self) -> bool {
-        self.raw.store().wants_seal()
-    }
-
-    /// Seals the log.
-    ///
-    /// # Errors
-    ///
-    /// [`ReplicaError::Wal`]: the replica must stop.
-    pub(crate) fn seal(&mut self) -> Result<(), ReplicaError> {
-        Ok(self.raw.mut_store().seal()?)
-    }
-
-    /// What the keeper should do next, one thing at a time. `clock_ms` is any clock that
-    /// does not go back.
-    pub(crate) fn due(&mut self, clock_ms: u64) -> Option<Job> {
-        let keeping = &mut self.keeping;
-        if keeping.busy {
-            return None;
-        }
-        let log = self.raw.raft.raft_log.store.bytes();
-        let header = || Header {
-            at: self.applied,
-            membership: Membership::from(self.raw.raft.raft_log.store.conf_state()),
-            chain: self.state.chain(),
-        };
-        let wanted = self.raw.raft.raft_log.store.wants_snapshot();
-        let job = if let Some(at) = keeping.adopt.take() {
-            Job::Adopt(at)
-        } else if !keeping.remove.is_empty() {
-            Job::Remove(std::mem::take(&mut keeping.remove))
-        } else if wanted || log >= keeping.snapshot_at_bytes {
-            Job::Snapshot { header: header(), state: Box::new(self.state.clone()) }
-        } else if keeping.checkpoint_is_due(clock_ms) {
-            let Header { at, membership, chain } = header();
-            (keeping.entries, keeping.since_ms) = (0, None);
-            // Taken in any case, so that they do not pile up.
-            let changes = self.state.take_writes();
-            let writes = if keeping.whole {
-                Writes::All(Box::new(self.state.clone()))
-            } else {
-                Writes::Changes(changes)
-            };
-            Job::Checkpoint { meta: ImageMeta { applied: at, membership, chain }, writes }
-        } else {
-            return None;
-        };
-        self.keeping.busy = true;
-        Some(job)
-    }
-
-    /// Milliseconds until [`Node::due`] may have something, if time alone brings it.
-    pub(crate) fn due_in_ms(&self, clock_ms: u64) -> Option<u64> {
-        let due = self.keeping.since_ms? + self.keeping.cadence.checkpoint_ms;
-        (!self.keeping.busy).then(|| due.saturating_sub(clock_ms))
-    }
-
-    /// Hears how the keeper's job ended.
-    pub(crate) fn kept(&mut self, kept: Kept) {
-        self.keeping.busy = false;
-        match kept {
-            Kept::Checkpoint { done } => self.keeping.whole = !done,
-            Kept::Snapshot { made, covered } => {
-                let cadence = self.keeping.cadence.snapshot_bytes;
-                let keep = self.wanted_from();
-                let log = self.raw.mut_store();
-                if let Some(header) = made {
-                    log.compact(header.at, (&header.membership).into(), keep);
-                    self.keeping.snapshot_at_bytes = cadence;
-                } else {
-                    self.keeping.snapshot_at_bytes = log.bytes() + cadence;
-                }
-                if let Some(covered) = covered {
-                    self.keeping.remove = self.raw.mut_store().cut(covered.index);
-                }
-            }
-            Kept::Removed => (),
-        }
-    }
-}
-
-impl Keeping {
-    fn checkpoint_is_due(&mut self, clock_ms: u64) -> bool {
-        if self.entries == 0 {
-            return false;
-        }
-        let since = *self.since_ms.get_or_insert(clock_ms);
-        self.entries >= self.cadence.checkpoint_entries
-            || clock_ms.saturating_sub(since) >= self.cadence.checkpoint_ms
-    }
-}
-
-fn parse<T: protobuf::Message>(entry: &Entry) -> Result<T, ReplicaError> {
-    T::parse_from_bytes(&entry.data).map_err(|_| ReplicaError::Entry {
-        index: entry.index,
-        source: DecodeError::Invalid("change of membership"),
-    })
 }
 
 pub(super) fn decode_wave(data: &[u8]) -> Result<(Timestamp, Vec<Proposal>), DecodeError> {

@@ -109,14 +109,14 @@ pub(crate) struct Opened {
 pub(crate) fn open(
     place: &Place,
     store: Box<dyn ImageStore>,
-    random: impl FnOnce() -> Result<[u8; 32], StartError>,
+    mut random: impl FnMut() -> Result<[u8; 32], StartError>,
 ) -> Result<Opened, StartError> {
     let vfs = &place.vfs;
     let snapshots = place.dir.join("snapshots");
     for dir in [&place.dir, &snapshots] {
         vfs.create_dir(dir).map_err(io_error(dir))?;
     }
-    let (identity, wal, recovered) = open_log(place, random)?;
+    let (identity, wal, recovered) = open_log(place, &mut random)?;
     snapshot::settle(&**vfs, &snapshots, recovered.base)?;
     let mut image = Image::new(store);
     let from_image = read_image(&mut image, &recovered)?;
@@ -134,7 +134,9 @@ pub(crate) fn open(
         "log.opened"
     );
     let log = Log::new(wal, recovered, meta.applied, newest, (&meta.membership).into());
-    let node = Node::new(identity.replica_id, log, state, meta.applied, current, place.cadence)?;
+    let mut node =
+        Node::new(identity.replica_id, log, state, meta.applied, current, place.cadence)?;
+    node.set_start(random()?.first_chunk().map_or(0, |start| u64::from_le_bytes(*start)));
     Ok(Opened { node, keeper: Keeper { vfs: Arc::clone(vfs), snapshots, image }, identity })
 }
 

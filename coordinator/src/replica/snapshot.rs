@@ -141,6 +141,27 @@ pub(crate) fn staged_path(dir: &Path, at: Position) -> PathBuf {
     dir.join(name_of(at)).with_extension("staged")
 }
 
+/// Checks a file that came from another replica and is synced, and stages it: a start
+/// takes it for a snapshot only if the log begins with it.
+///
+/// # Errors
+///
+/// [`SnapshotError`].
+pub(crate) fn stage(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    incoming: &Path,
+    at: Position,
+) -> Result<(Header, State), SnapshotError> {
+    let (header, state) = load(vfs, incoming)?;
+    if header.at != at {
+        return Err(SnapshotError::Damaged("it is of another index than announced"));
+    }
+    vfs.rename(incoming, &staged_path(dir, at)).map_err(io_error("rename", incoming))?;
+    vfs.sync_dir(dir).map_err(io_error("sync", dir))?;
+    Ok((header, state))
+}
+
 /// Makes the staged snapshot of `at` count, which the log begins with now.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The replica with its threads, on a real disk.
 
 mod group;
+mod power;
 
 use std::path::Path;
 

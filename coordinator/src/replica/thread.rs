@@ -17,8 +17,9 @@ use super::identity::DirLock;
 use super::keeper::{Job, Keeper, Kept};
 use super::membership::Membership;
 use super::node::{
-    Ended, GroupStatus, Node, Output, Reader_, ReplicaError, Staged, Standing, TICK_MS, Waiter,
+    Ended, GroupStatus, Node, Output, ReplicaError, Staged, Standing, TICK_MS, Waiter,
 };
+use super::reads::Reader_;
 use super::{Notice, ProposeError};
 
 /// Most proposals in one entry.
@@ -32,6 +33,9 @@ const WAVE_ORDERS_MAX: usize = 1024;
 
 /// How long the log is idle before its last write is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(50);
+
+/// How long a leader that stops waits for another one.
+const HAND_OVER: Duration = Duration::from_secs(1);
 
 /// How often a consumer of notices that fell behind is looked at again.
 const RESYNC_PERIOD: Duration = Duration::from_millis(5);
@@ -47,7 +51,8 @@ const TICKS_CAUGHT_UP_MAX: u32 = 4;
 #[derive(Debug)]
 pub(crate) enum Input {
     Propose(Vec<u8>, Waiter),
-    Read(Reader_),
+    /// A read, and whether only this replica's own leadership will do.
+    Read(Reader_, bool),
     Kept(Kept),
     Group(Box<Order>),
     /// Look at the stop flag.
@@ -102,6 +107,7 @@ pub(crate) struct Thread {
 struct Wave {
     proposals: Vec<(Vec<u8>, Waiter)>,
     reads: Vec<Reader_>,
+    reads_anywhere: Vec<Reader_>,
     kept: Option<Kept>,
     orders: Vec<Order>,
 }
@@ -135,12 +141,21 @@ impl Thread {
         }
     }
 
-    fn finish(&mut self, wave: Wave) -> Result<(), ReplicaError> {
-        for (_, waiter) in wave.proposals {
-            let _ = waiter.send(Err(ProposeError::Stopped));
-        }
-        for reader in wave.reads {
-            let _ = reader.send(Err(ProposeError::Stopped));
+    /// Whoever leads hands over first, so that nobody has to wait for an election.
+    fn finish(&mut self, mut wave: Wave) -> Result<(), ReplicaError> {
+        let until = Instant::now() + HAND_OVER;
+        loop {
+            for (_, waiter) in wave.proposals.drain(..) {
+                let _ = waiter.send(Err(ProposeError::Stopped));
+            }
+            for reader in wave.reads.drain(..).chain(wave.reads_anywhere.drain(..)) {
+                let _ = reader.send(Err(ProposeError::Stopped));
+            }
+            if !self.node.transfer(None) || Instant::now() >= until {
+                break;
+            }
+            self.round(wave)?;
+            wave = self.gather();
         }
         self.node.seal()
     }
@@ -159,7 +174,8 @@ impl Thread {
                     bytes += proposal.len();
                     wave.proposals.push((proposal, waiter));
                 }
-                Input::Read(reader) => wave.reads.push(reader),
+                Input::Read(reader, true) => wave.reads.push(reader),
+                Input::Read(reader, false) => wave.reads_anywhere.push(reader),
                 Input::Kept(kept) => wave.kept = Some(kept),
                 Input::Group(order) => wave.orders.push(*order),
                 Input::Wake => (),
@@ -213,7 +229,7 @@ impl Thread {
         }
         self.tick();
         for order in wave.orders {
-            self.obey(order, &mut output);
+            self.obey(order, &mut output)?;
         }
         let wrote = !wave.proposals.is_empty();
         if wrote {
@@ -221,6 +237,9 @@ impl Thread {
         }
         if !wave.reads.is_empty() {
             self.node.read(wave.reads);
+        }
+        if !wave.reads_anywhere.is_empty() {
+            self.node.read_anywhere(wave.reads_anywhere);
         }
         self.node.process(&mut output)?;
         if wrote || output.applied {
@@ -234,13 +253,15 @@ impl Thread {
         Ok(())
     }
 
-    fn obey(&mut self, order: Order, output: &mut Output) {
+    fn obey(&mut self, order: Order, output: &mut Output) -> Result<(), ReplicaError> {
         match order {
             Order::Step(message) => self.node.step(message),
-            Order::Install(staged, message) => self.node.install(*staged, message),
+            Order::Install(staged, message) => self.node.install(*staged, message, output)?,
             Order::Unreachable(member) => self.node.unreachable(member),
             Order::SnapshotSent(member, ok) => self.node.snapshot_sent(member, ok),
-            Order::Transfer(to) => self.node.transfer(to),
+            Order::Transfer(to) => {
+                self.node.transfer(to);
+            }
             Order::MayLead(may_lead) => self.node.set_may_lead(may_lead),
             Order::Change(change, ended) => self.node.change_members(&change, ended, output),
             Order::Status(asker) => {
@@ -248,6 +269,7 @@ impl Thread {
                 let _ = asker.send(self.node.status());
             }
         }
+        Ok(())
     }
 
     fn tick(&mut self) {

@@ -3,9 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message, MessageType, Snapshot};
-use raft::{Config, ReadOnlyOption, SnapshotStatus, StateRole};
+use protobuf::Message as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message,
+    MessageType, Snapshot,
+};
+use raft::{Changer, Config, ReadOnlyOption, SnapshotStatus, StateRole};
 use steading_core::State;
+use steading_model::codec::DecodeError;
 use tokio::sync::oneshot;
 
 use super::super::ProposeError;
@@ -13,10 +18,6 @@ use super::super::membership::Membership;
 use super::super::snapshot::Header;
 use super::super::wal::Position;
 use super::{ELECTION_TICKS, Node, Output, ReplicaError};
-
-/// Entries that the log keeps in memory for a member that is behind the newest snapshot.
-/// One that is further behind gets the snapshot.
-const LAG_ENTRIES_MAX: u64 = 20_000;
 
 /// Is told how a change of the members ended.
 pub(crate) type Ended = oneshot::Sender<Result<(), ProposeError>>;
@@ -73,6 +74,12 @@ impl Node {
         self.membership().is_alone(self.raw.raft.id)
     }
 
+    /// Raft draws it at random, which no test could repeat.
+    #[cfg(test)]
+    pub(crate) fn set_election_timeout(&mut self, ticks: usize) {
+        self.raw.raft.set_randomized_election_timeout(ticks);
+    }
+
     pub(crate) fn membership(&self) -> Membership {
         Membership::from(self.raw.store().conf_state())
     }
@@ -106,6 +113,7 @@ impl Node {
 
     /// Time passed: one tick.
     pub(crate) fn tick(&mut self) {
+        self.ticks += 1;
         self.raw.tick();
         let raft = &mut self.raw.raft;
         if !self.may_lead && raft.state != StateRole::Leader {
@@ -114,24 +122,76 @@ impl Node {
             raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
             raft.election_elapsed = raft.election_elapsed.min(ELECTION_TICKS + 1);
         }
+        self.leave_joint();
+    }
+
+    /// Raft leaves a joint membership by itself where it was asked to, unless leadership
+    /// moves at the wrong moment.
+    fn leave_joint(&mut self) {
+        let state = self.raw.store().conf_state();
+        let stuck = state.auto_leave && !self.raw.raft.has_pending_conf();
+        if self.leads != 0
+            && stuck
+            && let Err(error) = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default())
+        {
+            tracing::debug!(%error, "the joint membership is not left yet");
+        }
     }
 
     /// Hears a message of another member. What makes no sense is dropped: Raft says all
     /// that matters again.
     pub(crate) fn step(&mut self, message: Message) {
+        let raft = &self.raw.raft;
+        if message.to != raft.id {
+            return;
+        }
         match message.get_msg_type() {
             // Comes with its bytes, by `install`, or not at all.
             MessageType::MsgSnapshot => return,
+            // Clients' proposals travel by other means; members have none of their own.
+            MessageType::MsgPropose | MessageType::MsgTransferLeader => return,
             MessageType::MsgTimeoutNow if !self.may_lead => return,
+            MessageType::MsgHeartbeat if message.term >= raft.term => {
+                let (leader, commit) = (message.from, message.commit);
+                let last = raft.raft_log.last_index();
+                // Raft would panic.
+                if commit > last {
+                    self.failed = Some(ReplicaError::Forgot { leader, commit, last });
+                    return;
+                }
+            }
             _ => (),
         }
         self.deliver(message);
     }
 
     /// Hears that the leader sends a snapshot, which is here already.
-    pub(crate) fn install(&mut self, staged: Staged, message: Message) {
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaError`]: the replica must stop.
+    pub(crate) fn install(
+        &mut self,
+        staged: Staged,
+        message: Message,
+        output: &mut Output,
+    ) -> Result<(), ReplicaError> {
+        let wanted = message.get_snapshot().get_metadata();
+        let fits = message.to == self.raw.raft.id
+            && message.get_msg_type() == MessageType::MsgSnapshot
+            && (wanted.index, wanted.term) == (staged.header.at.index, staged.header.at.term)
+            && Membership::from(wanted.get_conf_state()) == staged.header.membership;
+        if !fits {
+            tracing::warn!(from = message.from, "a snapshot is not what its message says");
+            return Ok(());
+        }
+        // On its own: two that came at once must not take each other's place.
+        self.process(output)?;
         self.staged = Some(staged);
         self.deliver(message);
+        self.process(output)?;
+        self.staged = None;
+        Ok(())
     }
 
     fn deliver(&mut self, message: Message) {
@@ -152,11 +212,18 @@ impl Node {
         self.raw.report_snapshot(member, status);
     }
 
-    /// Begins to hand leadership over, if it leads; to the member that is furthest if to none.
-    pub(crate) fn transfer(&mut self, to: Option<u64>) {
-        if let Some(to) = to.or_else(|| self.successor()) {
+    /// Begins to hand leadership over, if it leads, to the member that is furthest if to
+    /// nobody in particular; whether there is somebody.
+    pub(crate) fn transfer(&mut self, to: Option<u64>) -> bool {
+        if self.raw.raft.state != StateRole::Leader {
+            return false;
+        }
+        // One at a time: another target would begin anew.
+        let to = to.or(self.raw.raft.lead_transferee).or_else(|| self.successor());
+        if let Some(to) = to {
             self.raw.transfer_leader(to);
         }
+        to.is_some()
     }
 
     /// The voter that has most of the log, of those that were heard of lately.
@@ -190,6 +257,10 @@ impl Node {
         if self.raw.raft.state != StateRole::Leader {
             return output.changes.push((ended, Err(ProposeError::NotLeader)));
         }
+        // What cannot be applied must not get into the log.
+        if let Err(why) = self.check_change(change) {
+            return output.changes.push((ended, Err(ProposeError::Membership(why))));
+        }
         match self.raw.propose_conf_change(Vec::new(), change.clone()) {
             Ok(()) => {
                 let index = self.raw.raft.raft_log.last_index();
@@ -199,10 +270,53 @@ impl Node {
         }
     }
 
-    pub(super) fn members_changed(&mut self, state: ConfState, entry: &Entry, output: &mut Output) {
-        self.raw.mut_store().set_conf_state(state);
-        output.members = true;
-        self.change_ended(entry.index, entry.term, true, output);
+    fn check_change(&self, change: &ConfChangeV2) -> Result<(), String> {
+        let raft = &self.raw.raft;
+        let leaves = |one: &ConfChangeSingle| {
+            one.node_id == raft.id && one.get_change_type() != ConfChangeType::AddNode
+        };
+        if change.changes.iter().any(leaves) {
+            return Err("who leads cannot leave: hand over the leadership first".to_owned());
+        }
+        let mut changer = Changer::new(raft.prs());
+        let changed = if change.leave_joint() {
+            changer.leave_joint()
+        } else if let Some(auto_leave) = change.enter_joint() {
+            changer.enter_joint(auto_leave, &change.changes)
+        } else {
+            changer.simple(&change.changes)
+        };
+        changed.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// A change is committed. What comes of it is the same everywhere, also where it is void.
+    pub(super) fn change_committed(
+        &mut self,
+        entry: &Entry,
+        output: &mut Output,
+    ) -> Result<(), ReplicaError> {
+        // Those of the first version are never written.
+        let change = match entry.get_entry_type() {
+            EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data).ok(),
+            EntryType::EntryNormal | EntryType::EntryConfChange => None,
+        };
+        let change = change.ok_or(ReplicaError::Entry {
+            index: entry.index,
+            source: DecodeError::Invalid("change of membership"),
+        })?;
+        let changed = match self.raw.apply_conf_change(&change) {
+            Ok(state) => {
+                self.raw.mut_store().set_conf_state(state);
+                output.members = true;
+                true
+            }
+            Err(error) => {
+                tracing::error!(index = entry.index, %error, "a change of the members is void");
+                false
+            }
+        };
+        self.change_ended(entry.index, entry.term, changed, output);
+        Ok(())
     }
 
     /// The entry at this index is applied. Raft puts an empty one in the place of a change
@@ -248,21 +362,8 @@ impl Node {
         self.now = self.now.max(state.now());
         self.state = state;
         self.applied = header.at;
-        self.keeping.whole = true;
-        self.keeping.entries += 1;
-        self.keeping.adopt = Some(header.at);
+        self.keeping.replaced(header.at);
         (output.applied, output.members) = (true, true);
-    }
-
-    /// The index behind which some member still wants entries, which is not too far back.
-    pub(super) fn wanted_from(&self) -> u64 {
-        let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader {
-            return u64::MAX;
-        }
-        let behind = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
-        let slowest = behind.map(|(_, progress)| progress.matched).min().unwrap_or(u64::MAX);
-        slowest.max(self.applied.index.saturating_sub(LAG_ENTRIES_MAX))
     }
 }
 

@@ -208,11 +208,18 @@ impl Reading {
             }
             Record::Promise(promise) => self.recovered.promise = promise,
             Record::Cut(after) => {
-                let base = self.recovered.base;
-                if after.index < base.index || after.index > self.last.index {
+                if after.index > self.last.index {
                     return Err("a cut lies outside of the log");
                 }
-                entries.truncate((after.index - base.index) as usize);
+                match after.index.checked_sub(self.recovered.base.index) {
+                    Some(kept) => entries.truncate(kept as usize),
+                    // The segments before went, and with them what this goes back to: the
+                    // oldest one left began with entries that are void.
+                    None => {
+                        entries.clear();
+                        self.recovered.base = after;
+                    }
+                }
                 self.last = after;
             }
             Record::Restart(at) => {
