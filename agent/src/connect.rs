@@ -27,9 +27,11 @@ pub enum EndpointError {
          http://127.0.0.1:PORT"
     )]
     Spelling(String),
+    #[error("`{0}` wants to know who asks, and this agent has no certificate: --join TOKEN")]
+    NoCertificate(String),
     #[error(
-        "`{0}` is on another machine, and this version speaks in plain text only: use unix:/PATH, \
-         or a loopback address with --insecure-loopback"
+        "`{0}` is on another machine, or not allowed, and plain text does not leave this one: use \
+         https://HOST:PORT, unix:/PATH, or a loopback address with --insecure-loopback"
     )]
     NotHere(String),
 }
@@ -73,7 +75,10 @@ pub fn dial(identity: Option<Arc<Identity>>, insecure_loopback: bool) -> Dial {
             tls::channel(endpoint, Arc::clone(identity))
                 .map_err(|_| EndpointError::Spelling(endpoint.to_owned()))
         }
-        _ => connect(endpoint, insecure_loopback),
+        None if endpoint.starts_with("https://") => {
+            Err(EndpointError::NoCertificate(endpoint.to_owned()))
+        }
+        Some(_) | None => connect(endpoint, insecure_loopback),
     })
 }
 

@@ -9,6 +9,7 @@ use steading_agent::preemption::Preemption;
 use steading_agent::{BlobsSetting, Cluster, Config, LEAVE_WINDOW_MS_DEFAULT, RunAs, dial};
 use steading_model::Resources;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// What the agent's store may take on disk unless told, GiB.
@@ -21,9 +22,13 @@ const UID_BASE_DEFAULT: u32 = 70_000;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where coordinators are: unix:/PATH, or http://127.0.0.1:PORT, separated by commas.
+    /// Where coordinators are: https://HOST:PORT, unix:/PATH, or http://127.0.0.1:PORT,
+    /// separated by commas.
     #[arg(long, env = "STEADING_COORDINATOR", value_delimiter = ',', required = true)]
     coordinator: Vec<String>,
+    /// A join token, for https. Needed once.
+    #[arg(long, env = "STEADING_TOKEN", hide_env_values = true)]
+    join: Option<String>,
     /// Allow plain text to a loopback address.
     #[arg(long)]
     insecure_loopback: bool,
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
     if let Some(code) = steading_agent::hidden_main(std::env::args_os()) {
         return code;
     }
+    steading_proto::tls::install_crypto_provider();
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -84,11 +90,22 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {
-    let dial = dial(None, arguments.insecure_loopback);
-    let cluster = Cluster::new(arguments.coordinator.clone(), dial)?;
+    let (endpoints, token) = (arguments.coordinator.clone(), arguments.join.clone());
+    let insecure_loopback = arguments.insecure_loopback;
     let (leave, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let config = config(arguments)?;
+    let identity = steading_agent::identity(
+        &config.data_dir.join("identity"),
+        &config.name,
+        &endpoints,
+        token.as_deref(),
+    )
+    .await?;
+    let cluster = Cluster::new(endpoints.clone(), dial(identity.clone(), insecure_loopback))?;
     let agent = steading_agent::run_until(config, cluster, leave.clone(), shutdown.clone());
+    // Ends with this function.
+    let mut keeping = JoinSet::new();
+    keeping.spawn(steading_agent::keep_identity(identity, endpoints));
     tokio::pin!(agent);
     let mut terminate = signal(SignalKind::terminate())?;
     // TERM is how a machine's end is announced; a second signal, or a person's, has no time.

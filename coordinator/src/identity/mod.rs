@@ -93,7 +93,7 @@ impl Credentials {
             None => Ca::open(&data_dir.join(CA_DIR), &node.cluster_id, &node.storage_id)?,
         };
         let dir = data_dir.join(IDENTITY_DIR);
-        issue(&ca, &dir, &node.storage_id)?;
+        issue(&ca, &dir, &node.cluster_id, &node.storage_id)?;
         let identity = Identity::load(&dir)?;
         Ok(Self { ca, storage_id: node.storage_id, identity })
     }
@@ -176,7 +176,8 @@ impl Credentials {
 
     fn renew_own(&self) -> anyhow::Result<()> {
         if tls::is_due(&self.identity) {
-            issue(&self.ca, self.identity.dir(), &self.storage_id)?;
+            let cluster = self.identity.current().certified.id.cluster().to_owned();
+            issue(&self.ca, self.identity.dir(), &cluster, &self.storage_id)?;
             self.identity.reload()?;
         }
         Ok(())
@@ -201,15 +202,19 @@ impl Credentials {
     }
 }
 
-/// Signs the coordinator's own certificate where it is missing, due, or another CA's.
-fn issue(ca: &Ca, dir: &Path, storage_id: &str) -> anyhow::Result<()> {
+/// Signs the coordinator's own certificate where it is missing, due, another CA's, or of
+/// a cluster that is no more.
+fn issue(ca: &Ca, dir: &Path, cluster: &str, storage_id: &str) -> anyhow::Result<()> {
     let made = KeyPair::generate()?;
     let key = IdentityFiles::key_or(dir, || made.serialize_pem())?;
     let own = to_pem(&ca.chain()[..1]);
     let files = IdentityFiles::exist(dir).then(|| IdentityFiles::read(dir)).transpose()?;
     if let Some(files) = &files
         && files.certificates.contains(&own)
-        && Identity::load(dir).is_ok_and(|identity| !tls::is_due(&identity))
+        && Identity::load(dir).is_ok_and(|identity| {
+            let id = identity.current().certified.id.clone();
+            !tls::is_due(&identity) && id.cluster() == cluster && id.id() == storage_id
+        })
     {
         return Ok(());
     }

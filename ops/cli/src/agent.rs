@@ -1,11 +1,11 @@
 //! `stead agent`: runs jobs for a coordinator.
 
 use anyhow::Context as _;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use steading_agent::preemption::{Preemption, gce};
 use steading_agent::{Cluster, dial};
-use steading_proto::tls::Identity;
 
 use crate::args::{self, JobUser};
 use crate::connect::Endpoint;
@@ -29,12 +29,7 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 /// [`Failure`] where it cannot start, or its user may not do what `--user` asks for.
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     let endpoints = Endpoint::read_all(&args.coordinator)?;
-    let endpoints = endpoints.iter().map(ToString::to_string).collect();
-    let identity = match &args.identity {
-        Some(dir) => Some(Identity::load(dir).map_err(Failure::usage)?),
-        None => None,
-    };
-    let cluster = Cluster::new(endpoints, dial(identity, true)).map_err(Failure::usage)?;
+    let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     let gce = args.gce.then(|| {
         std::env::var("GCE_METADATA_HOST").unwrap_or_else(|_| gce::HOST_DEFAULT.to_owned())
     });
@@ -67,6 +62,14 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
             ));
         }
     };
+    let data_dir = std::path::absolute(args.data_dir).map_err(anyhow::Error::from)?;
+    let dir = args.identity.unwrap_or_else(|| data_dir.join("identity"));
+    let identity = steading_agent::identity(&dir, &name, &endpoints, args.join.as_deref()).await?;
+    let dial = dial(identity.clone(), true);
+    let cluster = Cluster::new(endpoints.clone(), dial).map_err(Failure::usage)?;
+    // Ends with this function.
+    let mut keeping = JoinSet::new();
+    keeping.spawn(steading_agent::keep_identity(identity, endpoints));
     let config = steading_agent::Config {
         name,
         pool: args.pool,
@@ -75,7 +78,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
         slots: args.slots.unwrap_or_else(cores),
         leases_ahead: 0,
         // Jobs are told of it, and run elsewhere.
-        data_dir: std::path::absolute(args.data_dir).map_err(anyhow::Error::from)?,
+        data_dir,
         blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },
         user,
         properties: properties.collect(),

@@ -45,6 +45,14 @@ pub enum Verb {
     Restore(Restore),
     /// Go on with one coordinator of a farm whose majority is lost
     Recover(Recover),
+    /// Get a certificate by a join token, and write a context file that names it
+    Login(Login),
+    /// Join tokens, which let agents, clients and coordinators in
+    Token(Token),
+    /// Believe a member no more: its calls are refused, its connections end
+    Deny(Deny),
+    /// Take a denial back
+    Allow(Allow),
 }
 
 /// What is submitted, and as what.
@@ -163,6 +171,113 @@ impl Farm {
 }
 
 #[derive(Args, Debug)]
+pub struct Login {
+    /// As `stead token create --role client` or `--role admin` printed it
+    #[arg(long, value_name = "TOKEN", env = "STEADING_TOKEN", hide_env_values = true)]
+    pub token: String,
+    /// https://HOST:PORT; several are separated by commas
+    #[arg(long, value_name = "ENDPOINT,...", env = "STEADING_COORDINATOR")]
+    pub coordinator: String,
+    /// Who is to be known by the certificate, unless the token says it
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The file that is written, with the certificate in a folder beside it
+    /// [default: ~/.config/steading/context.json]
+    #[arg(long, value_name = "FILE")]
+    pub context: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Token {
+    #[command(subcommand)]
+    pub verb: TokenVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Make one, and print it
+    Create(TokenCreate),
+    /// List those that are good, without their secrets
+    List(TokenList),
+    /// Let nobody in with it any more
+    Revoke(TokenRevoke),
+}
+
+#[derive(Args, Debug)]
+pub struct TokenCreate {
+    /// What who joins with it becomes
+    #[arg(long, value_enum, default_value_t = TokenRole::Agent)]
+    pub role: TokenRole,
+    /// The pool that the agent must be in [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<String>,
+    /// The name of who joins, also if another has it now [default: any that is free]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// How many may join with it
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub uses: u32,
+    /// How long it is good: 90s, 15m, 12h, 7d
+    #[arg(long, value_name = "DURATION", default_value = "15m")]
+    pub ttl: String,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub farm: Farm,
+}
+
+/// What somebody joins as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TokenRole {
+    /// Runs jobs.
+    Agent,
+    /// Submits runs and looks at them.
+    Client,
+    /// Operates the farm.
+    Admin,
+    /// Another coordinator.
+    Coordinator,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenList {
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub farm: Farm,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenRevoke {
+    /// The part before the first dot
+    pub id: String,
+    #[command(flatten)]
+    pub farm: Farm,
+}
+
+#[derive(Args, Debug)]
+pub struct Deny {
+    /// spiffe://CLUSTER/ROLE/NAME, or serial:HEX for one certificate
+    pub subject: String,
+    /// Why, for those who read it later
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    #[command(flatten)]
+    pub farm: Farm,
+}
+
+#[derive(Args, Debug)]
+pub struct Allow {
+    /// As it was denied
+    pub subject: String,
+    #[command(flatten)]
+    pub farm: Farm,
+}
+
+#[derive(Args, Debug)]
 pub struct Lint {
     /// Pipelines; by default all that are found here
     #[arg(value_name = "FILE")]
@@ -188,7 +303,8 @@ pub struct Coordinator {
     /// or gs://NAME/PREFIX or s3://NAME/PREFIX
     #[arg(long, value_name = "DIR|URL")]
     pub object_store: Option<String>,
-    /// unix:PATH or 127.0.0.1:PORT; may be given several times
+    /// https://HOST:PORT, unix:PATH or 127.0.0.1:PORT; may be given several times. With
+    /// https an admin of this machine is served on DIR/admin.sock, too
     #[arg(long = "listen", value_name = "ADDRESS", required = true)]
     pub listen: Vec<String>,
     /// Allow plain text on loopback, where every user of this machine can connect
@@ -291,8 +407,13 @@ pub struct Recover {
 #[derive(Args, Debug)]
 pub struct Agent {
     /// unix:/PATH or http://127.0.0.1:PORT; all coordinators, separated by commas
+    /// https://HOST:PORT, unix:/PATH or http://127.0.0.1:PORT; several are separated by
+    /// commas
     #[arg(long, value_name = "ENDPOINT,...", env = "STEADING_COORDINATOR")]
     pub coordinator: String,
+    /// As `stead token create` printed it; needed once
+    #[arg(long, value_name = "TOKEN", env = "STEADING_TOKEN", hide_env_values = true)]
+    pub join: Option<String>,
     /// Where its store and workspaces are kept
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -474,6 +595,13 @@ mod tests {
             "watch run-1 --coordinator unix:/a,unix:/b",
             "runs --json -n 5",
             "cancel run-1 --reason because",
+            "token create --role client --uses 3 --ttl 1h --coordinator unix:/s",
+            "token list --json",
+            "token revoke 7f3a",
+            "login --token t --coordinator https://h:1 --name ada --context c.json",
+            "deny spiffe://c/agent/a --reason lost",
+            "allow serial:7f",
+            "agent --join t --coordinator https://h:1 --data-dir d",
             "artifacts get run-1 dist --dir out",
         ];
         for line in valid {
@@ -495,6 +623,8 @@ mod tests {
             "submit --coordinator unix:/s --artifacts out",
             "logs 1 test --step 0",
             "runs -n 0",
+            "token create --uses 0",
+            "token create --role root",
             "artifacts get 1",
         ];
         for line in invalid {

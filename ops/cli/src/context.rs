@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use steading_proto::tls::Identity;
+use steading_proto::tls::{self, Identity};
 
 use crate::args;
 use crate::connect::Endpoint;
@@ -126,7 +126,16 @@ fn named(said: Said) -> Result<Named, Failure> {
     let identity = match identity {
         Some(dir) if secure => {
             let loaded = Identity::load(&dir);
-            Some(loaded.with_context(|| format!("cannot use the identity `{}`", dir.display()))?)
+            let loaded =
+                loaded.with_context(|| format!("cannot use the identity `{}`", dir.display()))?;
+            if tls::is_over(&loaded) {
+                return Err(Failure::usage(format!(
+                    "the certificate in `{}` is over\n  hint: ask an admin for a token, and \
+                     `stead login` again",
+                    dir.display()
+                )));
+            }
+            Some(loaded)
         }
         None if secure => {
             return Err(Failure::usage(format!(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use steading_coordinator::{Config, Coordinator, ObjectStore};
+use steading_proto::tls;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -16,6 +17,9 @@ use crate::args;
 use crate::exit::{Ended, Failure};
 use crate::out;
 use crate::signals::Signals;
+
+/// The socket in the data directory on which admins are served.
+const ADMIN_SOCKET: &str = "admin.sock";
 
 /// Who may connect to the socket: whoever may write to it.
 const SOCKET_MODE: u32 = 0o660;
@@ -32,6 +36,7 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
         .map(|text| Address::read(text, args.insecure_loopback))
         .collect::<Result<_, _>>()?;
     let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
+    let (addresses, socket) = with_admin_socket(addresses, &data_dir);
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let mut config = Config::new(data_dir);
     config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
@@ -40,6 +45,14 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     let mut serving = JoinSet::new();
     for address in &addresses {
         listen(address, coordinator.clone(), &stop, &mut serving).await?;
+    }
+    if let Some(socket) = socket {
+        // For people, once: whoever reads the answer by program looks at stdout.
+        eprintln!(
+            "to operate it from elsewhere, get an admin's certificate:\n  \
+             stead token create --role admin --name NAME --coordinator unix:{}",
+            socket.display()
+        );
     }
     // A signal, or a listener that ends before it is told to.
     let early = tokio::select! {
@@ -66,6 +79,29 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     Ok(Ended::Success)
 }
 
+/// Whoever listens for members is also to be reached by an admin of this machine, who
+/// makes the first join token. Says where, before anybody was made one.
+fn with_admin_socket(
+    mut addresses: Vec<Address>,
+    data_dir: &Path,
+) -> (Vec<Address>, Option<PathBuf>) {
+    let is_tls = addresses.iter().any(|address| matches!(address, Address::Tls(_)));
+    let unix = addresses.iter().find_map(|address| match address {
+        Address::Unix(path) => Some(path.clone()),
+        Address::Loopback(_) | Address::Tls(_) => None,
+    });
+    if !is_tls {
+        return (addresses, None);
+    }
+    let is_first = !data_dir.join("identity").exists();
+    let socket = unix.unwrap_or_else(|| {
+        let socket = data_dir.join(ADMIN_SOCKET);
+        addresses.push(Address::Unix(socket.clone()));
+        socket
+    });
+    (addresses, is_first.then_some(socket))
+}
+
 async fn listen(
     address: &Address,
     coordinator: Arc<Coordinator>,
@@ -89,6 +125,15 @@ async fn listen(
                 coordinator.serve(TcpListenerStream::new(listener), stop).await
             });
             out::line(format_args!("listening on http://{bound}"))?;
+        }
+        Address::Tls(authority) => {
+            let listener = TcpListener::bind(authority).await;
+            let listener = listener.with_context(|| format!("cannot listen on {authority}"))?;
+            let bound = listener.local_addr().map_err(anyhow::Error::from)?;
+            let identity = coordinator.secure().await?;
+            serving.spawn(async move { coordinator.serve_tls(listener, stop).await });
+            out::line(format_args!("listening on https://{bound}"))?;
+            tracing::info!(id = %identity.current().certified.id, "certificate in force");
         }
     }
     Ok(())
@@ -114,11 +159,13 @@ async fn bind_unix(path: &Path) -> Result<UnixListener, Failure> {
     Ok(listener)
 }
 
-/// Where a coordinator may listen without mTLS.
+/// Where a coordinator may listen: without mTLS on this machine only.
 #[derive(Debug, PartialEq, Eq)]
 enum Address {
     Unix(PathBuf),
     Loopback(SocketAddr),
+    /// `HOST:PORT`, mTLS.
+    Tls(String),
 }
 
 impl Address {
@@ -129,10 +176,13 @@ impl Address {
                 return Ok(Self::Unix(path.into()));
             }
         }
+        if text.starts_with("https://") {
+            return tls::authority(text).map(Self::Tls).map_err(Failure::usage);
+        }
         let address = text.strip_prefix("http://").unwrap_or(text);
         let Ok(address) = address.parse::<SocketAddr>() else {
             return Err(Failure::usage(format!(
-                "`{text}` is no address\n  hint: write unix:PATH or 127.0.0.1:PORT"
+                "`{text}` is no address\n  hint: write https://HOST:PORT, unix:PATH or 127.0.0.1:PORT"
             )));
         };
         if !address.ip().is_loopback() {
@@ -163,6 +213,8 @@ mod tests {
         check("http://[::1]:7", true, "Loopback([::1]:7)");
         check("127.0.0.1:0", false, "every user");
         check("0.0.0.0:7", true, "not on this machine");
+        check("https://0.0.0.0:7000", false, "Tls(\"0.0.0.0:7000\")");
+        check("https://farm", false, "no endpoint");
         check("localhost", true, "no address");
         check("unix:", true, "no address");
     }

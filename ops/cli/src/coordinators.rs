@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use steading_cas::{Blobs, BlobsError, RemoteBlobs};
-use steading_proto::tls::Identity;
+use steading_proto::tls::{self, Identity};
 use steading_proto::{leader, v1};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -26,6 +26,9 @@ use crate::connect::{Backoff, Endpoint, Stream, is_transient, no_address};
 /// How long one endpoint may take to answer a connection attempt: a coordinator that is
 /// stopped lets it be opened, and says nothing.
 const ATTEMPT_MAX: Duration = Duration::from_secs(3);
+
+/// How long a connection waits for the renewal of a certificate.
+const RENEWAL_MAX: Duration = Duration::from_secs(5);
 
 /// A connection on which something is waited for is asked for a sign of life this
 /// often, and given up when none comes for as long.
@@ -180,6 +183,7 @@ where
 impl Route {
     /// A connection to the first endpoint that answers.
     async fn connect(&self) -> io::Result<Leaving> {
+        self.renew_if_due().await;
         let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for (endpoint, next) in self.candidates() {
             match tokio::time::timeout(ATTEMPT_MAX, endpoint.open(self.identity.as_deref())).await {
@@ -190,6 +194,21 @@ impl Route {
             tracing::debug!(%endpoint, error = %failed, "a coordinator cannot be reached");
         }
         Err(failed)
+    }
+
+    /// A certificate that is due is renewed before it is shown. Best effort: it is good
+    /// for a while yet.
+    async fn renew_if_due(&self) {
+        let Some(identity) = self.identity.as_ref().filter(|identity| tls::is_due(identity)) else {
+            return;
+        };
+        let endpoints: Vec<String> = self.endpoints.iter().map(ToString::to_string).collect();
+        let renewed = tokio::time::timeout(RENEWAL_MAX, tls::renew(identity, &endpoints)).await;
+        match renewed {
+            Ok(Ok(())) => tracing::debug!("the certificate was renewed"),
+            Ok(Err(error)) => tracing::warn!(%error, "the certificate was not renewed"),
+            Err(_) => tracing::warn!("the certificate was not renewed in time"),
+        }
     }
 
     /// In the order in which they are tried, each with the number of the one after it.

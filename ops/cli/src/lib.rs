@@ -23,6 +23,7 @@ mod follow;
 mod id;
 mod lint;
 mod local;
+mod login;
 mod logs;
 mod out;
 mod pairs;
@@ -35,6 +36,7 @@ mod submission;
 mod submit;
 mod summary;
 mod text;
+mod token;
 mod watch;
 
 use std::process::ExitCode;
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         return code;
     }
     // clap's own errors exit with 2, which is what bad usage is here.
+    steading_proto::tls::install_crypto_provider();
     let cli = Cli::parse();
     start_tracing();
     exit::code(match cli.verb {
@@ -92,6 +95,10 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
             Verb::Backup(args) => Box::pin(backup::take(args)).await,
             Verb::Restore(args) => Box::pin(backup::restore(args)).await,
             Verb::Recover(args) => Box::pin(backup::recover(args)).await,
+            Verb::Token(args) => Box::pin(token::run(args)).await,
+            Verb::Deny(args) => Box::pin(token::deny(args)).await,
+            Verb::Allow(args) => Box::pin(token::allow(args)).await,
+            Verb::Login(args) => Box::pin(login::run(args)).await,
             Verb::Lint(args) => lint::run(&args),
             Verb::Expr(args) => expr::run(&args),
         }

@@ -1,5 +1,6 @@
 //! Becoming a member, and staying one.
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::certificate::SpkiHash;
 use super::connect::{ChannelError, channel, pinned_channel};
 use super::files::{FilesError, IdentityFiles};
 use super::identity::{Current, Identity, IdentityError, now};
@@ -80,8 +82,10 @@ pub async fn join(
         name: name.to_owned(),
         authority_csr: authority_csr.into(),
     };
-    let dial = |endpoint: &str| pinned_channel(endpoint, token.pin);
-    let answer = ask(endpoints, dial, async |mut client| client.join(request.clone()).await);
+    let answer = ask(endpoints, As::Joiner(token.pin), |mut client| {
+        let request = request.clone();
+        async move { client.join(request).await }
+    });
     let answer = answer.await?;
     let authority = answer.authority.iter().map(|der| der.to_vec()).collect();
     store(dir, key, answer)?;
@@ -106,8 +110,10 @@ pub fn request_for(key: &KeyPair) -> Result<Vec<u8>, EnrollError> {
 pub async fn renew(identity: &Arc<Identity>, endpoints: &[String]) -> Result<(), EnrollError> {
     let key = IdentityFiles::read(identity.dir())?.key;
     let request = v1::RenewRequest { csr: request_for(&KeyPair::from_pem(&key)?)?.into() };
-    let dial = |endpoint: &str| channel(endpoint, Arc::clone(identity));
-    let answer = ask(endpoints, dial, async |mut client| client.renew(request.clone()).await);
+    let answer = ask(endpoints, As::Member(Arc::clone(identity)), |mut client| {
+        let request = request.clone();
+        async move { client.renew(request).await }
+    });
     store(identity.dir(), key, answer.await?)?;
     identity.reload().map_err(EnrollError::Answer)
 }
@@ -115,6 +121,11 @@ pub async fn renew(identity: &Arc<Identity>, endpoints: &[String]) -> Result<(),
 /// Whether the certificate is due for renewal.
 pub fn is_due(identity: &Identity) -> bool {
     identity.current().certified.renewal_due() <= now()
+}
+
+/// Whether its time is over: only a token helps then.
+pub fn is_over(identity: &Identity) -> bool {
+    identity.current().is_over(now())
 }
 
 /// Keeps the identity: renews it when it is due, and asks for the CAs in between. Runs
@@ -139,9 +150,9 @@ pub async fn keep(identity: Arc<Identity>, endpoints: Vec<String>) {
 
 /// Asks which CAs to believe.
 async fn refresh(identity: &Arc<Identity>, endpoints: &[String]) -> Result<(), EnrollError> {
-    let dial = |endpoint: &str| channel(endpoint, Arc::clone(identity));
-    let bundle =
-        ask(endpoints, dial, async |mut client| client.get_bundle(v1::GetBundleRequest {}).await);
+    let bundle = ask(endpoints, As::Member(Arc::clone(identity)), |mut client| async move {
+        client.get_bundle(v1::GetBundleRequest {}).await
+    });
     let bundle = bundle.await?;
     let files = IdentityFiles::read(identity.dir())?;
     let (anchors, retired) = (to_pem(&bundle.anchors), to_pem(&bundle.retired));
@@ -167,21 +178,41 @@ fn store(dir: &Path, key: String, answer: v1::Credentials) -> Result<(), EnrollE
     Ok(IdentityFiles::replace(dir, &files.certificates, &files.bundle, &files.retired)?)
 }
 
+/// Who asks.
+enum As {
+    /// Somebody with a token, who knows the farm by the hash of a key.
+    Joiner(SpkiHash),
+    Member(Arc<Identity>),
+}
+
+impl As {
+    fn dial(&self, endpoint: &str) -> Result<Channel, ChannelError> {
+        match self {
+            Self::Joiner(pin) => pinned_channel(endpoint, *pin),
+            Self::Member(identity) => channel(endpoint, Arc::clone(identity)),
+        }
+    }
+}
+
 /// Asks one coordinator after another, and whom they say leads, until one answers.
-async fn ask<T>(
+async fn ask<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
     endpoints: &[String],
-    dial: impl Fn(&str) -> Result<Channel, ChannelError>,
-    call: impl AsyncFn(JoinClient<Channel>) -> Result<tonic::Response<T>, Status>,
+    who: As,
+    call: impl Fn(JoinClient<Channel>) -> F,
 ) -> Result<T, EnrollError> {
     let began = Instant::now();
-    let mut next = endpoints.iter().cycle();
+    let mut next = 0;
     let mut hint: Option<String> = None;
     loop {
         let endpoint = match hint.take() {
             Some(endpoint) => endpoint,
-            None => next.next().ok_or(EnrollError::NoEndpoint)?.clone(),
+            None if endpoints.is_empty() => return Err(EnrollError::NoEndpoint),
+            None => {
+                next = (next + 1) % endpoints.len();
+                endpoints[next].clone()
+            }
         };
-        let status = match call(JoinClient::new(dial(&endpoint)?)).await {
+        let status = match call(JoinClient::new(who.dial(&endpoint)?)).await {
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) => status,
         };
@@ -190,11 +221,16 @@ async fn ask<T>(
         if !transient || is_disbelief(&status) || began.elapsed() > PATIENCE {
             return Err(EnrollError::Refused(explain(status)));
         }
-        hint = leader_of(&status).filter(|leader| leader.starts_with("https://")).map(Into::into);
+        hint = secure_leader(&status);
         if hint.is_none() {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+fn secure_leader(status: &Status) -> Option<String> {
+    let leader = leader_of(status)?;
+    leader.starts_with("https://").then(|| leader.to_owned())
 }
 
 /// The other end has no certificate that this one believes.
