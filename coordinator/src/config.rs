@@ -48,6 +48,10 @@ pub struct Config {
     /// log. Zero: nothing is.
     #[serde(default = "ballast_bytes_default")]
     pub ballast_bytes: u64,
+    /// How long a job stays in the queue that no agent which is known could ever run,
+    /// milliseconds; then it fails with class `config`. That it waits so is told at once.
+    #[serde(default = "unplaceable_ms_default")]
+    pub unplaceable_ms: u64,
     /// Where blobs and results of actions are durable. None: in this coordinator's own
     /// store, which several coordinators cannot share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,6 +132,10 @@ const fn finished_runs_kept_default() -> usize {
 const fn ballast_bytes_default() -> u64 {
     64 << 20
 }
+/// A day, as GitHub gives a job that waits for a runner of one's own.
+const fn unplaceable_ms_default() -> u64 {
+    24 * 3_600_000
+}
 
 impl Config {
     /// The defaults, for this data directory.
@@ -141,6 +149,7 @@ impl Config {
             ca: None,
             disk_low_bytes: None,
             ballast_bytes: ballast_bytes_default(),
+            unplaceable_ms: unplaceable_ms_default(),
             object_store: None,
         }
     }
@@ -180,6 +189,7 @@ impl Config {
             object_store.validate()?;
         }
         within("ballast_bytes", self.ballast_bytes, 0, BALLAST_BYTES_MAX)?;
+        within("unplaceable_ms", self.unplaceable_ms, 1, u64::MAX)?;
         let kept = self.finished_runs_kept as u64;
         within("finished_runs_kept", kept, 1, FINISHED_RUNS_MAX as u64)
     }

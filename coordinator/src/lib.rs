@@ -26,11 +26,13 @@ mod progress;
 pub mod recovery;
 pub mod replica;
 mod retention;
+mod retry;
 mod run_watch;
 mod secrets;
 mod server;
 mod sessions;
 mod submission;
+mod unplaceable;
 
 pub use config::{Config, GivenCa, ObjectStore};
 pub use identity::join_cluster;

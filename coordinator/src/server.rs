@@ -26,6 +26,7 @@ use tonic::transport::server::{Connected, Router};
 use tower::layer::util::Stack;
 
 use crate::api::agents::AgentsService;
+use crate::api::explain::Waits;
 use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
 use crate::auth::{Connections, Gate, Trust};
@@ -47,7 +48,7 @@ use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread, Started};
 use crate::run_watch::{self, RunWatch};
 use crate::secrets::Sealer;
 use crate::sessions::Sessions;
-use crate::{expiry, origin, retention};
+use crate::{expiry, origin, retention, unplaceable};
 
 /// How long connections may take to end once their listener has stopped.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -111,6 +112,7 @@ struct Parts {
     finished_runs_kept: usize,
     data_dir: PathBuf,
     disk: Disk,
+    unplaceable: Duration,
 }
 
 /// Why a background task ended by itself. A coordinator that has lost one looks healthy
@@ -332,6 +334,8 @@ impl Coordinator {
         let leases = Arc::clone(&parts.leases);
         let (replica, leadership) = (parts.replica.clone(), parts.leadership.clone());
         self.task("expiry", expiry::run(replica.clone(), leadership.clone(), leases, stop()));
+        let (farm, leads, patience) = (replica.clone(), leadership.clone(), parts.unplaceable);
+        self.task("unplaceable", unplaceable::run(farm, leads, patience, stop()));
         let watch = Arc::clone(&parts.watch);
         self.task("watches", run_watch::follow(replica, leadership, watch, stop()));
         let logs = Arc::clone(&parts.logs);
@@ -369,6 +373,7 @@ impl Coordinator {
             logs: Arc::clone(&parts.logs),
             progress: Arc::clone(&parts.progress),
             watch: Arc::clone(&parts.watch),
+            waits: Waits::new(&parts.sessions, &parts.leadership),
             sources_are_local: parts.sources_are_local,
             disk: parts.disk.clone(),
             tasks: self.streams.clone(),
@@ -474,6 +479,7 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         finished_runs_kept: config.finished_runs_kept,
         data_dir: dir.clone(),
         disk,
+        unplaceable: Duration::from_millis(config.unplaceable_ms),
     };
     Ok(Opened { parts, thread, notices, lock })
 }

@@ -123,6 +123,13 @@ impl Agents for AgentsService {
             Ok(_) => self.lease_ended(run, lease),
             Err(ProposeError::Rejected(Rejection::LeaseStale))
                 if self.was_reported(lease, &outcome) => {}
+            Err(error @ ProposeError::Rejected(Rejection::LeaseStale)) => {
+                let late = Proposal::RecordStale { lease, outcome };
+                if let Err(error) = self.replica.propose(late).await {
+                    tracing::debug!(%error, "a late result is not remembered");
+                }
+                return Err(error.into());
+            }
             Err(error) => return Err(error.into()),
         }
         synced?;

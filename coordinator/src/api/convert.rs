@@ -79,6 +79,7 @@ pub(super) fn job(state: &State, job: &Job, progress: &Progress) -> v1::Job {
         result_digest: result.map_or_else(String::new, |digest| digest.to_string()),
         continue_on_error: job.definition.continue_on_error,
         labels: if job.is_queued() { job.definition.labels.clone() } else { Vec::new() },
+        waiting: String::new(),
         steps: job.lease().map_or_else(Vec::new, |lease| progress.of(job.run, lease)),
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 mod append_log;
 mod convert;
+pub(crate) mod explain;
 mod fleet;
 pub(crate) mod operate;
 pub(crate) mod pipelines;

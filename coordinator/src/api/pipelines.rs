@@ -1,5 +1,6 @@
 //! The `Pipelines` service.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use steading_core::{Proposal, Request as Identified, Run, State};
@@ -10,15 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
+use super::explain::{self, Waits};
 use super::{Answers, convert, read_log, submit, watch};
 use crate::auth;
 use crate::blocking::blocking;
 use crate::disk::Disk;
-use crate::documents::{Documents, Facts};
+use crate::documents::{Documents, Facts, Parsed};
 use crate::leadership::{LEADER_WAIT, Leadership};
 use crate::logs::Logs;
 use crate::progress::Progress;
 use crate::replica::{ProposeError, Replica};
+use crate::retry;
 use crate::run_watch::RunWatch;
 
 /// Runs on a page that asks for no number.
@@ -37,6 +40,7 @@ pub(crate) struct PipelinesService {
     pub(crate) logs: Arc<Logs>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) watch: Arc<RunWatch>,
+    pub(crate) waits: Waits,
     pub(crate) sources_are_local: bool,
     pub(crate) disk: Disk,
     /// Owns the tasks behind streams.
@@ -75,6 +79,7 @@ impl Pipelines for PipelinesService {
         let mut run = convert::run(row, &*self.facts(row).await);
         let jobs = state.jobs_of(id).map(|job| convert::job(&state, job, &self.progress));
         run.jobs = jobs.collect();
+        self.waits.fill(&state, &mut run.jobs);
         Ok(Response::new(run))
     }
 
@@ -111,6 +116,9 @@ impl Pipelines for PipelinesService {
             token: request.token,
             progress_seen: 0,
             facts,
+            waits: self.waits.clone(),
+            waiting: BTreeMap::new(),
+            waits_due: watch::first_look(),
         };
         let alone = self.leadership.clone().alone();
         Ok(Response::new(watcher.stream(&self.tasks, alone, self.stop.clone())))
@@ -141,6 +149,57 @@ impl Pipelines for PipelinesService {
         let request = Identified { project, principal, id, body };
         self.replica.propose(Proposal::CancelRun { run, request, reason }).await?;
         Ok(Response::new(v1::CancelRunResponse {}))
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<v1::ExplainJobRequest>,
+    ) -> Result<Response<v1::ExplainJobResponse>, Status> {
+        auth::principal(&request)?;
+        let v1::ExplainJobRequest { run_id, job } = request.into_inner();
+        let run = RunId::from_counter(run_id);
+        let state = self.current().await?;
+        let submission = known_run(&state, run)?.definition.submission;
+        let parsed = self.parsed(submission).await;
+        if let Err(error) = &parsed {
+            tracing::warn!(%run, %error, "a submission cannot be read");
+        }
+        let pipeline = parsed.as_ref().ok().map(|parsed| &parsed.pipeline);
+        let connected = self.waits.connected(&state);
+        let jobs = explain::explain(&state, &connected, run, pipeline, &job);
+        if jobs.is_empty() && !job.is_empty() {
+            return Err(Status::not_found(format!("`{run}` has no job `{job}`")));
+        }
+        Ok(Response::new(v1::ExplainJobResponse { jobs }))
+    }
+
+    #[tracing::instrument(name = "run.retry", skip_all, fields(run = request.get_ref().run_id))]
+    async fn retry_run(
+        &self,
+        request: Request<v1::RetryRunRequest>,
+    ) -> Result<Response<v1::RetryRunResponse>, Status> {
+        let principal = auth::principal(&request)?;
+        let v1::RetryRunRequest { run_id, request_id } = request.into_inner();
+        let run = RunId::from_counter(run_id);
+        let state = self.current().await?;
+        let row = known_run(&state, run)?;
+        // One that names nothing means this end of the run.
+        let id = match request_id.as_str() {
+            "" => format!("retry-{run_id}-{}", row.retries),
+            id => id.to_owned(),
+        };
+        let id = id
+            .parse()
+            .map_err(|error| Status::invalid_argument(format!("`request_id`: {error}")))?;
+        let body = format!("retry {run}");
+        let body = steading_cas::hash::digest_of(DigestFunction::Blake3, body.as_bytes());
+        let project = row.definition.request.project.clone();
+        let request = Identified { project, principal, id, body };
+        let parsed = self.parsed(row.definition.submission).await?;
+        let again = retry::keys_to_plan_again(&parsed.pipeline, &state, row);
+        let revision = row.revision;
+        self.replica.propose(Proposal::RetryRun { run, request, revision, again }).await?;
+        Ok(Response::new(v1::RetryRunResponse {}))
     }
 
     async fn read_log(
@@ -175,6 +234,11 @@ impl Pipelines for PipelinesService {
 }
 
 impl PipelinesService {
+    async fn parsed(&self, submission: Digest) -> Result<Arc<Parsed>, Status> {
+        let documents = Arc::clone(&self.documents);
+        Ok(blocking(move || documents.submission(&submission)).await??)
+    }
+
     /// The state with everything that was acknowledged before the call.
     async fn current(&self) -> Result<Arc<State>, Status> {
         match self.replica.read_barrier().await {

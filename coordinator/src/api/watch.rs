@@ -1,11 +1,12 @@
 //! `WatchRun`: the rows of a run as they change.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use steading_core::{Job, Run, State};
-use steading_model::RunId;
+use steading_model::{JobId, RunId};
 use steading_proto::leader::not_leader;
 use steading_proto::v1;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
+use super::explain::Waits;
 use super::{Answers, convert};
 use crate::documents::Facts;
 use crate::progress::Progress;
@@ -28,6 +30,15 @@ const EVENTS_MAX: usize = 4;
 /// Most jobs of one event, so that it stays below a message's bound.
 const JOBS_PER_EVENT_MAX: usize = 1_000;
 
+/// How often it is looked at what queued jobs wait for. Also how long they have waited
+/// before anything is said of it: at first an agent may be about to come.
+const WAITS_PERIOD: Duration = Duration::from_secs(1);
+
+/// When a watch that begins now looks for the first time at what jobs wait for.
+pub(super) fn first_look() -> Instant {
+    Instant::now() + WAITS_PERIOD
+}
+
 /// One client that watches one run.
 #[derive(Debug)]
 pub(super) struct Watcher {
@@ -39,6 +50,11 @@ pub(super) struct Watcher {
     pub(super) token: u64,
     pub(super) progress_seen: u64,
     pub(super) facts: Arc<Facts>,
+    pub(super) waits: Waits,
+    /// What was told of jobs that wait.
+    pub(super) waiting: BTreeMap<JobId, String>,
+    /// When to look again.
+    pub(super) waits_due: Instant,
 }
 
 impl Watcher {
@@ -78,7 +94,8 @@ impl Watcher {
                 let _ = sender.send(Err(gone)).await;
                 return;
             };
-            for event in self.events(&state, row, first) {
+            let told_anew = if first { Vec::new() } else { self.told_anew(&state, row) };
+            for event in self.events(&state, row, first, told_anew) {
                 self.token = event.token;
                 if sender.send(Ok(event)).await.is_err() {
                     return;
@@ -96,15 +113,22 @@ impl Watcher {
 
     /// What changed since the token, oldest change first. Jobs that run come along with
     /// the last event if something was said of their steps.
-    fn events(&mut self, state: &State, row: &Run, first: bool) -> Vec<v1::WatchRunEvent> {
+    fn events(
+        &mut self,
+        state: &State,
+        row: &Run,
+        first: bool,
+        told_anew: Vec<v1::Job>,
+    ) -> Vec<v1::WatchRunEvent> {
         let changed: Vec<&Job> = state.jobs_of_changed_since(self.run, self.token).collect();
-        let progressed = self.progressed(state);
+        let mut progressed = self.progressed(state);
+        progressed.extend(told_anew);
         if changed.is_empty() && progressed.is_empty() && row.version <= self.token && !first {
             return Vec::new();
         }
         let run = convert::run(row, &self.facts);
         let wire = |jobs: &[&Job]| -> Vec<v1::Job> {
-            jobs.iter().map(|job| convert::job(state, job, &self.progress)).collect()
+            jobs.iter().map(|job| self.wire(state, job)).collect()
         };
         let (rest, last) = changed.split_at(last_chunk(changed.len()));
         let mut events: Vec<v1::WatchRunEvent> = Vec::new();
@@ -130,15 +154,42 @@ impl Watcher {
         self.progress_seen = seen;
         let jobs = leases.into_iter().filter_map(|lease| state.leased_job(lease));
         let unchanged = jobs.filter(|job| job.version <= self.token);
-        unchanged.map(|job| convert::job(state, job, &self.progress)).collect()
+        unchanged.map(|job| self.wire(state, job)).collect()
+    }
+
+    /// Queued jobs whose rows did not change, but that wait for something else by now.
+    fn told_anew(&mut self, state: &State, row: &Run) -> Vec<v1::Job> {
+        if row.has_ended() || row.counts.queued() == 0 || self.waits_due > Instant::now() {
+            return Vec::new();
+        }
+        self.waits_due = Instant::now() + WAITS_PERIOD;
+        let before = std::mem::replace(&mut self.waiting, self.waits.of_run(state, self.run));
+        let differs = |job: &&JobId| before.get(*job) != self.waiting.get(*job);
+        let ids: BTreeSet<&JobId> =
+            before.keys().chain(self.waiting.keys()).filter(differs).collect();
+        let jobs = ids.into_iter().filter_map(|job| state.job(*job));
+        let unchanged = jobs.filter(|job| job.version <= self.token && job.is_queued());
+        unchanged.map(|job| self.wire(state, job)).collect()
+    }
+
+    fn wire(&self, state: &State, job: &Job) -> v1::Job {
+        let mut wire = convert::job(state, job, &self.progress);
+        if job.is_queued() {
+            wire.waiting = self.waiting.get(&job.id).cloned().unwrap_or_default();
+        }
+        wire
     }
 
     /// Until something changed, and [`COALESCE`] is over or the run has ended. False
     /// where nothing will ever change.
     async fn wait(&mut self) -> bool {
         let earliest = Instant::now() + COALESCE;
-        if self.changes.changed().await.is_err() {
-            return false;
+        let queued = self.replica.view().run(self.run).is_some_and(|run| run.counts.queued() > 0);
+        tokio::select! {
+            changed = self.changes.changed() => if changed.is_err() {
+                return false;
+            },
+            () = tokio::time::sleep_until(self.waits_due), if queued => return true,
         }
         loop {
             if self.replica.view().run(self.run).is_none_or(Run::has_ended) {

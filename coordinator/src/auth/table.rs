@@ -39,6 +39,8 @@ const TABLE: &[(&str, Who)] = &[
     ("/steading.v1.Pipelines/ListRuns", CLIENTS),
     ("/steading.v1.Pipelines/WatchRun", CLIENTS),
     ("/steading.v1.Pipelines/CancelRun", CLIENTS),
+    ("/steading.v1.Pipelines/ExplainJob", CLIENTS),
+    ("/steading.v1.Pipelines/RetryRun", CLIENTS),
     ("/steading.v1.Pipelines/ReadLog", CLIENTS),
     ("/steading.v1.Pipelines/ListArtifacts", CLIENTS),
     ("/steading.v1.Agents/Register", AGENTS),

@@ -7,6 +7,7 @@ mod claims;
 mod disk;
 mod logs;
 mod origin;
+mod scheduling;
 mod support;
 
 use std::collections::BTreeMap;

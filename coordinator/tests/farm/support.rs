@@ -254,6 +254,22 @@ impl Agent {
         self.client.complete_attempt(request).await.map(drop)
     }
 
+    /// Reports another end than success.
+    pub(crate) async fn end(
+        &mut self,
+        lease: v1::Lease,
+        conclusion: v1::Conclusion,
+        class: v1::FailureClass,
+    ) -> Result<(), tonic::Status> {
+        let request = v1::CompleteAttemptRequest {
+            lease: Some(lease),
+            conclusion: conclusion.into(),
+            failure_class: class.into(),
+            ..Default::default()
+        };
+        self.client.complete_attempt(request).await.map(drop)
+    }
+
     /// Takes the next offer and reports success with these outputs.
     pub(crate) async fn work(&mut self, farm: &Farm, outputs: &[(&str, &str)]) -> JobSpec {
         let offer = self.offer().await;

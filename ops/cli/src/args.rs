@@ -37,6 +37,10 @@ pub enum Verb {
     Runs(Runs),
     /// Ask for the end of a run
     Cancel(Cancel),
+    /// Say why jobs wait, or how they got where they are
+    Explain(Explain),
+    /// Let a run that has ended go on from what failed
+    Retry(Retry),
     /// Named outputs of runs
     Artifacts(Artifacts),
     /// Keep a copy of the farm's state in a file
@@ -523,6 +527,27 @@ pub struct Cancel {
     /// Why, for those who read it later
     #[arg(long, default_value = "")]
     pub reason: String,
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+}
+
+#[derive(Args, Debug)]
+pub struct Explain {
+    /// run-7, or 7
+    pub run: String,
+    /// Key, name or id of a job; all of them unless said
+    pub job: Option<String>,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub coordinated: Coordinated,
+}
+
+#[derive(Args, Debug)]
+pub struct Retry {
+    /// run-7, or 7
+    pub run: String,
     #[command(flatten)]
     pub coordinated: Coordinated,
 }

@@ -16,6 +16,7 @@ mod coordinator;
 mod coordinators;
 mod diagnostics;
 mod exit;
+mod explain;
 mod expr;
 mod find;
 mod fleet;
@@ -28,6 +29,7 @@ mod logs;
 mod out;
 mod pairs;
 mod reach;
+mod retry;
 mod run;
 mod runs;
 mod screen;
@@ -88,6 +90,8 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
             Verb::Logs(args) => Box::pin(logs::run(args)).await,
             Verb::Runs(args) => Box::pin(runs::run(args)).await,
             Verb::Cancel(args) => Box::pin(cancel::run(args)).await,
+            Verb::Explain(args) => Box::pin(explain::run(args)).await,
+            Verb::Retry(args) => Box::pin(retry::run(args)).await,
             Verb::Artifacts(args) => {
                 let ArtifactsVerb::Get(args) = args.verb;
                 Box::pin(artifacts::run(args)).await

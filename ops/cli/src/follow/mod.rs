@@ -242,7 +242,13 @@ impl Follower<'_> {
             Change::Again { job } => {
                 self.screen.job_rests(job);
                 let name = self.name(job);
-                self.screen.line(format!("{name}  its agent was lost; it starts again elsewhere"));
+                self.screen.line(format!("{name}  another attempt is made"));
+            }
+            Change::Waits { job } => {
+                if let Some(job) = self.view.job(job) {
+                    let (name, why) = (clean(&job.name), clean(&job.waiting));
+                    self.screen.line(format!("{name}  waits: {why}"));
+                }
             }
             Change::Done { job } => {
                 self.screen.job_rests(job);

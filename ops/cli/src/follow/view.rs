@@ -35,6 +35,8 @@ pub enum Change {
     Moved { job: u64 },
     /// The attempt is over and another one waits for an agent.
     Again { job: u64 },
+    /// It waits for what may never come.
+    Waits { job: u64 },
     /// The job ended.
     Done { job: u64 },
 }
@@ -128,6 +130,9 @@ impl Known {
                 changes.push(Change::Step { job: id, step: step.clone() });
             }
         }
+        if !job.waiting.is_empty() && job.waiting != self.job.waiting {
+            changes.push(Change::Waits { job: id });
+        }
         match status {
             v1::job::Status::Done => {
                 self.done = true;
@@ -217,6 +222,7 @@ mod tests {
             Change::Step { step, .. } => format!("step{}", step.index),
             Change::Moved { .. } => "moved".to_owned(),
             Change::Again { .. } => "again".to_owned(),
+            Change::Waits { .. } => "waits".to_owned(),
             Change::Done { .. } => "done".to_owned(),
         }
     }
