@@ -9,8 +9,9 @@ use anyhow::{Context as _, bail};
 
 use crate::backup::{self, Manifest};
 use crate::config::ObjectStore;
+use crate::identity::{CA_DIR, IDENTITY_DIR};
 use crate::origin;
-use crate::replica::{DirLock, Position, found, salvage};
+use crate::replica::{DirLock, Position, found, free_name, salvage};
 
 /// Of the new group's log, bytes. The configuration decides once it is started.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -126,6 +127,14 @@ pub fn recover(data_dir: &Path) -> anyhow::Result<NewGroup> {
     let dir = data_dir.join("replica");
     let salvaged = salvage(&dir, SEGMENT_BYTES)?;
     let open_runs = salvaged.state.open_runs().count();
+    // Before the new group is there: it must not come up with the old one's CA.
+    for name in [CA_DIR, IDENTITY_DIR] {
+        let of_old = data_dir.join(name);
+        if of_old.exists() {
+            std::fs::rename(&of_old, free_name(&of_old))
+                .with_context(|| format!("set `{}` aside", of_old.display()))?;
+        }
+    }
     let founded = found(&dir, SEGMENT_BYTES, salvaged.last, salvaged.state)?;
     let set_aside = founded.set_aside;
     Ok(NewGroup { cluster_id: founded.cluster_id, open_runs, set_aside })

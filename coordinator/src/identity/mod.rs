@@ -36,9 +36,9 @@ pub(crate) use join::JoinService;
 pub(crate) use service::IdentitiesService;
 
 /// Folder of the CA in the data directory.
-const CA_DIR: &str = "ca";
+pub(crate) const CA_DIR: &str = "ca";
 /// Folder of the coordinator's own key and certificate.
-const IDENTITY_DIR: &str = "identity";
+pub(crate) const IDENTITY_DIR: &str = "identity";
 
 /// How often denied members are cut off, and a change of the CAs is taken over.
 const PERIOD: Duration = Duration::from_secs(2);

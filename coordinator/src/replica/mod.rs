@@ -46,6 +46,7 @@ pub(crate) use found::found;
 pub use handle::{Incoming, InstallError};
 pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined};
 pub use image::ImageError;
+pub(crate) use image::free_name;
 pub use membership::Membership;
 pub use node::{Cadence, GroupStatus, Progress, ReplicaError, Standing};
 pub use open::StartError;

@@ -99,7 +99,12 @@ async fn a_survivor_of_a_lost_majority_goes_on_alone() {
     let before = recovery::standpoint(dir.path()).unwrap();
     assert_eq!(recovery::standpoint(dir.path()).unwrap(), before, "showing changes nothing");
     assert!(before.term > 0 && before.index > 3 && before.open_runs == 1, "{before:?}");
+    for of_old in ["ca", "identity"] {
+        std::fs::create_dir(dir.path().join(of_old)).unwrap();
+    }
     let group = recovery::recover(dir.path()).unwrap();
+    assert!(!dir.path().join("ca").exists() && dir.path().join("ca.bad.1").exists());
+    assert!(!dir.path().join("identity").exists());
     assert_ne!(group.cluster_id, before.cluster_id);
     assert!(group.set_aside.is_some_and(|dir| dir.join("node.json").exists()));
 
