@@ -119,18 +119,25 @@ impl Endpoint {
         )
     }
 
-    /// Opens a connection, where the endpoint asks for it as `identity`.
+    /// Opens a connection, where the endpoint asks for it as `identity`. The coordinator
+    /// has answered when this returns; bound it in time.
     ///
     /// # Errors
     ///
     /// What the system or the handshake says.
     pub async fn open(&self, identity: Option<&Identity>) -> std::io::Result<Stream> {
         match self {
-            Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            // A server speaks first. The system connects to one that is stopped as well.
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path).await?;
+                stream.readable().await?;
+                Ok(Box::new(stream))
+            }
             Self::Loopback(uri) => {
                 let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
                 let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
                 stream.set_nodelay(true)?;
+                stream.readable().await?;
                 Ok(Box::new(stream))
             }
             Self::Tls(endpoint) => match identity {

@@ -25,14 +25,14 @@ use crate::connect::{Backoff, Endpoint, Stream, is_transient, no_address};
 
 /// How long one endpoint may take to answer a connection attempt: a coordinator that is
 /// stopped lets it be opened, and says nothing.
-const ATTEMPT_MAX: Duration = Duration::from_secs(3);
+const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a connection waits for the renewal of a certificate.
 const RENEWAL_MAX: Duration = Duration::from_secs(5);
 
 /// A connection on which something is waited for is asked for a sign of life this
 /// often, and given up when none comes for as long.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// So many times in all a replica may say that it knows no leader before another one is
 /// asked.
@@ -312,8 +312,9 @@ impl AsyncWrite for Leaving {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
+    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -326,7 +327,7 @@ mod tests {
         drop(first);
         route.connect().await.unwrap();
         assert_eq!(farm.connected(&route), "1");
-        let farm = farm.without(2);
+        let farm = farm.without(2).await;
         route.connect().await.unwrap();
         assert_eq!(farm.connected(&route), "0");
     }
@@ -341,6 +342,7 @@ mod tests {
         route.leave(1, None);
         assert!(!route.lock().leave.is_cancelled(), "once is not for ever");
         route.leave(1, Some(&farm.endpoint(2).to_string()));
+        assert_eq!(stream.read_u8().await.ok(), None, "it is left, whatever was said");
         let error = stream.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         let _stream = route.connect().await.unwrap();
@@ -360,22 +362,35 @@ mod tests {
         assert_eq!(route.lock().hint, None);
     }
 
-    /// Three sockets that take connections and say nothing.
+    /// Says one byte to everybody who connects.
+    fn greet(listener: UnixListener) -> JoinSet<()> {
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(b"!").await.unwrap();
+                open.push(stream);
+            }
+        });
+        serving
+    }
+
+    /// Three sockets whose servers say one byte.
     struct Three {
         dir: tempfile::TempDir,
-        listeners: Vec<Option<UnixListener>>,
+        serving: Vec<JoinSet<()>>,
     }
 
     impl Three {
         fn listen() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let bind = |number| UnixListener::bind(dir.path().join(format!("{number}"))).unwrap();
-            let listeners = (0..3).map(|number| Some(bind(number))).collect();
-            Self { dir, listeners }
+            let serving = (0..3).map(|number| greet(bind(number))).collect();
+            Self { dir, serving }
         }
 
-        fn without(mut self, number: usize) -> Self {
-            self.listeners[number] = None;
+        async fn without(mut self, number: usize) -> Self {
+            self.serving[number].shutdown().await;
             self
         }
 
