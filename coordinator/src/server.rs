@@ -156,9 +156,13 @@ impl Coordinator {
         }
         coordinator.start_tasks(notices);
         // What the log holds is applied before the first question is answered: an agent
-        // that comes back must not hear that its lease is not known.
+        // that comes back must not hear that its lease is not known. One of several must
+        // be heard for that, so it serves at once, and says that it does not lead.
+        let replica = &coordinator.parts.replica;
         let leads = coordinator.parts.leadership.clone().leads();
-        if tokio::time::timeout(CURRENT_MAX, leads).await.is_err() {
+        if replica.membership().is_single(replica.id())
+            && tokio::time::timeout(CURRENT_MAX, leads).await.is_err()
+        {
             tracing::warn!("serving before the whole log is known to be applied");
         }
         Ok(coordinator)
