@@ -16,6 +16,7 @@ pub mod runner;
 pub mod sandbox;
 mod session;
 pub mod supervisor;
+pub mod uids;
 mod workspace;
 
 pub use agents::Agents;

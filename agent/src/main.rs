@@ -1,11 +1,12 @@
 //! `steading-agent`: runs jobs for a coordinator.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use steading_agent::preemption::Preemption;
+use steading_agent::uids::{self, Uids};
 use steading_agent::{BlobsSetting, Cluster, Config, LEAVE_WINDOW_MS_DEFAULT, RunAs, dial};
 use steading_model::Resources;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,9 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 /// What the agent's store may take on disk unless told, GiB.
 const STORE_GIB_DEFAULT: u64 = 20;
-
-/// First user id of the jobs' users where none is given: above what `useradd` hands out.
-const UID_BASE_DEFAULT: u32 = 70_000;
 
 /// Runs jobs for a Steading coordinator.
 #[derive(Debug, Parser)]
@@ -52,8 +50,8 @@ struct Arguments {
     /// Bound of the local store, GiB.
     #[arg(long, default_value_t = STORE_GIB_DEFAULT)]
     store_gib: u64,
-    /// First user id of the jobs' users, one per slot; needs root, which has 70000 unless
-    /// given.
+    /// First user id of the jobs' users, one per slot; needs root, which has a free range
+    /// from 70000 on unless given.
     #[arg(long, conflicts_with = "run_as_self")]
     uid_base: Option<u32>,
     /// When this file appears, the machine is about to go away.
@@ -93,7 +91,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let (endpoints, token) = (arguments.coordinator.clone(), arguments.join.clone());
     let insecure_loopback = arguments.insecure_loopback;
     let (leave, shutdown) = (CancellationToken::new(), CancellationToken::new());
-    let config = config(arguments)?;
+    let (config, _uids) = config(arguments)?;
     let identity = steading_agent::identity(
         &config.data_dir.join("identity"),
         &config.name,
@@ -126,7 +124,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     agent.await
 }
 
-fn config(arguments: Arguments) -> anyhow::Result<Config> {
+fn config(arguments: Arguments) -> anyhow::Result<(Config, Option<Uids>)> {
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     let name = match arguments.name {
         Some(name) => name,
@@ -137,22 +135,28 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let root = nix::unistd::geteuid().is_root();
-    let user = match arguments.uid_base {
+    let slots = arguments.slots.unwrap_or(processors).max(1);
+    let take = |base| Uids::take(Path::new(uids::LOCKS), base, slots);
+    let uids = match arguments.uid_base {
         Some(_) if !root => anyhow::bail!(
             "`--uid-base` needs root, which alone can run a job as another user: start the agent \
              as root, or leave it out"
         ),
-        Some(base) => RunAs::PerSlotUid { base },
+        Some(base) => Some(take(Some(base))?),
         // Whoever starts the agent as root does not mean jobs to be root.
-        None if root && !arguments.run_as_self => RunAs::PerSlotUid { base: UID_BASE_DEFAULT },
+        None if root && !arguments.run_as_self => Some(take(None)?),
+        None => None,
+    };
+    let user = match &uids {
+        Some(uids) => RunAs::PerSlotUid { base: uids.base() },
         None => RunAs::SelfUser,
     };
-    Ok(Config {
+    let config = Config {
         name,
         pool: arguments.pool,
         spot: arguments.spot,
         labels: arguments.labels,
-        slots: arguments.slots.unwrap_or(processors).max(1),
+        slots,
         leases_ahead: 0,
         resources: Resources { cpu_milli: processors * 1000, memory_mib: memory_mib() },
         data_dir: arguments.data_dir,
@@ -162,7 +166,8 @@ fn config(arguments: Arguments) -> anyhow::Result<Config> {
         preemption: Preemption { file: arguments.preemption_file, gce: None },
         leave_window_ms: arguments.leave_window_ms,
         program: vec![program.to_string_lossy().into_owned()],
-    })
+    };
+    Ok((config, uids))
 }
 
 /// What the machine has; 0 where it does not say.

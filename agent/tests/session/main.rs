@@ -19,7 +19,7 @@ use steading_proto::v1::agents_server::{Agents, AgentsServer};
 use steading_proto::v1::coordinator_message::Message as Say;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt};
@@ -30,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 mod departures;
+mod failover;
 mod stories;
 
 /// What the agent did.
@@ -48,6 +49,10 @@ struct Known {
     session: Option<mpsc::Sender<Result<v1::CoordinatorMessage, Status>>>,
     logs: BTreeMap<(u64, u32), Vec<u8>>,
     artifacts: Vec<v1::Artifact>,
+    /// What it says of who leads.
+    leadership: watch::Sender<v1::Leadership>,
+    /// How it answers who wants a session.
+    refusal: Option<Status>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +77,13 @@ impl Agents for Coordinator {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (sender, receiver) = mpsc::channel(64);
-        self.known.lock().unwrap().session = Some(sender);
+        {
+            let mut known = self.known.lock().unwrap();
+            if let Some(refusal) = &known.refusal {
+                return Err(refusal.clone());
+            }
+            known.session = Some(sender);
+        }
         let (events, mut said) = (self.events.clone(), request.into_inner());
         // Ends with the stream.
         #[allow(clippy::disallowed_methods, reason = "a test's server has no owner for it")]
@@ -109,7 +120,19 @@ impl Agents for Coordinator {
         &self,
         _: Request<v1::WatchLeaderRequest>,
     ) -> Result<Response<Self::WatchLeaderStream>, Status> {
-        Err(Status::unimplemented("no story elects"))
+        let mut leadership = self.known.lock().unwrap().leadership.subscribe();
+        let (sender, receiver) = mpsc::channel(8);
+        // Ends with the stream.
+        #[allow(clippy::disallowed_methods, reason = "a test's server has no owner for it")]
+        tokio::spawn(async move {
+            loop {
+                let said = leadership.borrow_and_update().clone();
+                if sender.send(Ok(said)).await.is_err() || leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn hand_back(

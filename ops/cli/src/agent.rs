@@ -1,10 +1,13 @@
 //! `stead agent`: runs jobs for a coordinator.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use steading_agent::preemption::{Preemption, gce};
+use steading_agent::uids::{self, Uids};
 use steading_agent::{Cluster, dial};
 
 use crate::args::{self, JobUser};
@@ -13,10 +16,6 @@ use crate::exit::{Ended, Failure};
 use crate::local;
 use crate::run::{cores, labels};
 use crate::signals::Signals;
-
-/// First uid of the users that jobs run as, one per slot. Far from those that systems
-/// give to people and services.
-const SLOT_UID_BASE: u32 = 70_000;
 
 /// Blobs that the agent keeps.
 const STORE_BYTES_MAX: u64 = 50 << 30;
@@ -52,9 +51,11 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
             .into_owned(),
     };
     let root = nix::unistd::Uid::effective().is_root();
-    let user = match args.user.unwrap_or(if root { JobUser::PerSlot } else { JobUser::SelfUser }) {
-        JobUser::SelfUser => steading_agent::RunAs::SelfUser,
-        JobUser::PerSlot if root => steading_agent::RunAs::PerSlotUid { base: SLOT_UID_BASE },
+    let slots = args.slots.unwrap_or_else(cores);
+    // Held as long as jobs may run.
+    let uids = match args.user.unwrap_or(if root { JobUser::PerSlot } else { JobUser::SelfUser }) {
+        JobUser::SelfUser => None,
+        JobUser::PerSlot if root => Some(Uids::take(Path::new(uids::LOCKS), None, slots)?),
         JobUser::PerSlot => {
             return Err(Failure::usage(
                 "`--user per-slot` needs root, which alone can run a job as another user\n  \
@@ -70,12 +71,16 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     // Ends with this function.
     let mut keeping = JoinSet::new();
     keeping.spawn(steading_agent::keep_identity(identity, endpoints));
+    let user = match &uids {
+        Some(uids) => steading_agent::RunAs::PerSlotUid { base: uids.base() },
+        None => steading_agent::RunAs::SelfUser,
+    };
     let config = steading_agent::Config {
         name,
         pool: args.pool,
         spot: args.spot || machine.spot,
         labels: labels(&args.labels),
-        slots: args.slots.unwrap_or_else(cores),
+        slots,
         leases_ahead: 0,
         // Jobs are told of it, and run elsewhere.
         data_dir,
