@@ -114,6 +114,8 @@ pub enum Rejection {
     ReplicaRemoved,
     #[error("replica and directory do not belong together")]
     ReplicaDiffers,
+    #[error("feature level {level} cannot be used or set, the group is at {current}")]
+    FeatureLevel { level: u32, current: u32 },
     #[error("replica is the last one of the group")]
     ReplicaLast,
     #[error("token is not known")]

@@ -18,6 +18,7 @@ mod index;
 mod invariants;
 mod job;
 mod lease;
+mod level;
 mod limits;
 mod outstanding;
 pub mod placement;
@@ -41,6 +42,7 @@ pub use explain::{Explainer, Wait};
 pub use group::{Group, GroupKey, Member};
 pub use identity::{Authority, Denial, Enrolled, NewToken, Token, serial_subject, subject};
 pub use image::ImageError;
+pub use level::FEATURE_LEVEL;
 pub use proposal::{
     Assignment, Concurrency, Lease, NewAgent, NewJob, NewRun, Outcome, Proposal, Request,
     Resolution,

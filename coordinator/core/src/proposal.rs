@@ -95,6 +95,13 @@ pub enum Proposal {
     /// Somebody wants the member out of the group: raft's configuration follows.
     /// `force`: also where that makes the number of voters even.
     RemoveReplica { replica: u64, force: bool },
+    /// All replicas know this level: its kinds of proposals may be used. See `level`.
+    SetFeatureLevel { level: u32 },
+    /// The leader's hash chain after the entry `index` of the log. It changes nothing; a
+    /// replica that has another one stops.
+    CompareChain { index: u64, chain: [u8; 32] },
+    /// Changes nothing. Of level 2, which no released version has: for tests of upgrades.
+    Probe { note: String },
     /// A join token. Its secret stays with who asked for it.
     CreateToken { token: NewToken },
     /// Nobody joins with it any more.
@@ -133,6 +140,9 @@ variants! { Proposal {
     40 = RetryRun { run, request, revision, again },
     41 = GiveUp { jobs },
     42 = RecordStale { lease, outcome },
+    20 = SetFeatureLevel { level },
+    21 = CompareChain { index, chain },
+    29 = Probe { note },
     24 = AdmitReplica { storage_id, endpoint, level },
     25 = UpdateReplica { replica, storage_id, endpoint, level },
     26 = RemoveReplica { replica, force },

@@ -69,6 +69,7 @@ impl State {
         level: u32,
     ) -> Result<(), Rejection> {
         check_replica(&storage_id, &endpoint)?;
+        self.check_replica_level(level)?;
         if let Some(known) = self.replica_by_storage(&storage_id) {
             return self.update_replica(turn, known.id, storage_id, endpoint, level);
         }
@@ -90,6 +91,7 @@ impl State {
         level: u32,
     ) -> Result<(), Rejection> {
         check_replica(&storage_id, &endpoint)?;
+        self.check_replica_level(level)?;
         let other = self.replica_by_storage(&storage_id).is_some_and(|known| known.id != id);
         match self.replica(id) {
             _ if other => return Err(Rejection::ReplicaDiffers),

@@ -67,9 +67,11 @@ pub(crate) struct Meta {
     pub(crate) now: Timestamp,
     pub(crate) chain: [u8; 32],
     pub(crate) counters: Counters,
+    /// The feature level; 0 for the first.
+    pub(crate) level: u32,
 }
 
-record! { Meta { applied, version, now, chain, counters } }
+record! { Meta { applied, version, now, chain, counters, level } }
 
 /// The last id of each kind. A rejected proposal uses none up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,6 +205,9 @@ impl State {
             }
             Proposal::Deny { subject, reason, by } => self.deny(turn, subject, &reason, by),
             Proposal::Allow { subject } => self.allow(&subject),
+            Proposal::SetFeatureLevel { level } => self.set_feature_level(level),
+            Proposal::CompareChain { .. } => Ok(()),
+            Proposal::Probe { .. } => self.check_level(2),
             Proposal::FoundAnew { cluster_id: _ } => self.found_anew(turn),
         }
     }

@@ -12,7 +12,7 @@ use std::io::{self, BufReader, Read as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use steading_core::State;
+use steading_core::{FEATURE_LEVEL, State};
 use steading_model::codec::{Decode as _, DecodeError, Encode as _, Reader};
 
 pub(crate) use service::BackupsService;
@@ -82,9 +82,6 @@ impl Manifest {
         }
     }
 }
-
-/// The newest feature level that this version can restore.
-const FEATURE_LEVEL: u32 = 1;
 
 /// The backup's file, part by part, until `each` says no. Takes as long as `each` does, and
 /// keeps nobody waiting: the state is a version of its own.

@@ -245,6 +245,10 @@ impl Replica {
     ///
     /// [`ProposeError`].
     pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Effect>, ProposeError> {
+        let (level, current) = (proposal.feature_level(), self.view.load().feature_level());
+        if level > current {
+            return Err(Rejection::FeatureLevel { level, current }.into());
+        }
         let bytes = proposal.to_bytes();
         if bytes.len() > PROPOSAL_BYTES_MAX {
             return Err(ProposeError::TooLarge(bytes.len()));

@@ -5,6 +5,7 @@
 //! leader sends may go out first; then entries and promises are written and
 //! synced; only then go answers to other members, and only then is anything applied.
 
+mod compare;
 mod group;
 mod keeping;
 
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::{Entry, EntryType, Message};
 use raft::{RawNode, StateRole};
-use steading_core::{Effect, Proposal, Rejection, State};
+use steading_core::{Effect, FEATURE_LEVEL, Proposal, Rejection, State};
 use steading_model::Timestamp;
 use steading_model::codec::{Decode, DecodeError, Encode, Reader};
 use tokio::sync::oneshot;
@@ -23,6 +24,7 @@ use super::reads::{Reader_, Reads};
 use super::wal::{Position, WalError};
 use super::{ProposeError, slog_bridge};
 
+use compare::Chains;
 pub(crate) use group::{Ended, Staged};
 pub use group::{GroupStatus, Progress, Standing};
 pub use keeping::Cadence;
@@ -63,6 +65,12 @@ pub enum ReplicaError {
          lost what it had acknowledged. Remove this replica from the group, and let it join again with an empty directory"
     )]
     Forgot { leader: u64, commit: u64, last: u64 },
+    #[error(
+        "this replica's state and the leader's differ at entry {index}. It stops, and leaves its directory as it is. \
+         Keep a copy of that for a report. Where the other replicas go on, remove this one from the group and let it \
+         join again with an empty directory; where all have stopped, only the leader differs: do the same with that one"
+    )]
+    Diverged { index: u64 },
     #[error("raft wants snapshot {index}, which was not received")]
     NotReceived { index: u64 },
 }
@@ -106,6 +114,7 @@ pub(crate) struct Node {
     may_lead: bool,
     /// Why it cannot go on, found between two rounds.
     failed: Option<ReplicaError>,
+    chains: Chains,
     keeping: Keeping,
 }
 
@@ -133,6 +142,7 @@ impl Node {
         let single = Membership::from(log.conf_state()).is_single(replica);
         let raw =
             RawNode::new(&group::config(replica, applied.index), log, &slog_bridge::logger())?;
+        let chains = Chains::new(applied.index, state.chain());
         let mut node = Self {
             raw,
             now: state.now(),
@@ -146,6 +156,7 @@ impl Node {
             staged: None,
             may_lead: true,
             failed: None,
+            chains,
             keeping: Keeping::new(cadence, image_is_current),
         };
         if single {
@@ -284,6 +295,7 @@ impl Node {
                 }
             }
             self.applied = Position { index, term };
+            self.chains.note(index, self.state.chain());
             self.keeping.entries += 1;
             output.applied = true;
         }
@@ -297,6 +309,7 @@ impl Node {
         let waiting = self.waiters.remove(&entry.index);
         let mut outcomes: Vec<Result<Vec<Effect>, Rejection>> = Vec::new();
         for proposal in proposals {
+            self.compare(&proposal)?;
             let outcome = self.state.apply(now, proposal);
             // Those of earlier entries are derived again for a new leader.
             if self.leads != 0
@@ -345,6 +358,9 @@ pub(super) fn decode_wave(data: &[u8]) -> Result<(Timestamp, Vec<Proposal>), Dec
         return Err(DecodeError::Invalid("format of an entry"));
     }
     let now = Timestamp::decode(&mut reader)?;
-    let proposals = Vec::decode(&mut reader)?;
+    let proposals: Vec<Proposal> = Vec::decode(&mut reader)?;
+    if proposals.iter().any(|proposal| proposal.feature_level() > FEATURE_LEVEL) {
+        return Err(DecodeError::Invalid("feature level of a proposal"));
+    }
     if reader.is_empty() { Ok((now, proposals)) } else { Err(DecodeError::Trailing(1)) }
 }

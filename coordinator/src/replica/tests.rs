@@ -4,11 +4,17 @@ mod group;
 mod power;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use steading_core::{Effect, NewAgent, Proposal};
 use steading_model::AgentId;
 
-use super::{Notice, Options, ProposeError, Replica, ReplicaThread, StartError, Started};
+use super::sim_fs::SimFs;
+use super::testkit::{Layout, MemStore, StepReplica};
+use super::{
+    Cadence, Notice, Options, ProposeError, Replica, ReplicaError, ReplicaThread, StartError,
+    Started,
+};
 
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_a_restart() {
@@ -92,6 +98,38 @@ async fn image_snapshots_and_segments_follow_the_log() {
     replica.read_barrier().await.unwrap();
     assert_eq!(replica.view().chain(), chain);
     stop(&replica, thread).await;
+}
+
+#[test]
+fn a_replica_that_differs_from_the_leader_stops() {
+    let mut replica = on_a_simulated_disk();
+    let state = replica.state().clone();
+    // What the leader says of the entry that its first one was.
+    let right = Proposal::CompareChain { index: 2, chain: state.chain() };
+    replica.propose(&[vec![right]]).unwrap()[0].as_ref().unwrap();
+    let wrong = Proposal::CompareChain { index: 2, chain: [1; 32] };
+    let error = replica.propose(&[vec![wrong]]).unwrap_err();
+    assert!(matches!(error, ReplicaError::Diverged { index: 2 }), "{error}");
+}
+
+#[cfg(not(feature = "next-level"))]
+#[test]
+fn a_kind_of_a_later_level_stops_a_replica_instead_of_being_skipped() {
+    let mut replica = on_a_simulated_disk();
+    let error = replica.propose(&[vec![Proposal::Probe { note: "new".into() }]]).unwrap_err();
+    assert!(matches!(error, ReplicaError::Entry { index: 3, .. }), "{error}");
+}
+
+fn on_a_simulated_disk() -> StepReplica {
+    let cadence = Cadence { checkpoint_entries: 50, checkpoint_ms: 1000, snapshot_bytes: 8 << 10 };
+    let layout = Layout {
+        vfs: Arc::new(SimFs::new()),
+        dir: "/replica".into(),
+        segment_bytes: 4 << 10,
+        frame_bytes: 1 << 10,
+        cadence,
+    };
+    StepReplica::open(&layout, Box::new(MemStore::default())).unwrap()
 }
 
 async fn register(replica: &Replica, name: &str) -> AgentId {

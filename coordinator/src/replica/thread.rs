@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use steading_core::State;
 use steading_model::Timestamp;
+use steading_model::codec::Encode;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::identity::DirLock;
@@ -222,7 +223,7 @@ impl Thread {
         }
     }
 
-    fn round(&mut self, wave: Wave) -> Result<(), ReplicaError> {
+    fn round(&mut self, mut wave: Wave) -> Result<(), ReplicaError> {
         let mut output = Output::default();
         if let Some(kept) = wave.kept {
             self.node.kept(kept);
@@ -230,6 +231,10 @@ impl Thread {
         self.tick();
         for order in wave.orders {
             self.obey(order, &mut output)?;
+        }
+        if let Some(proposal) = self.node.own_proposal() {
+            // Nobody waits for its outcome.
+            wave.proposals.push((proposal.to_bytes(), oneshot::channel().0));
         }
         let wrote = !wave.proposals.is_empty();
         if wrote {

@@ -8,6 +8,7 @@ mod groups;
 mod identities;
 mod image;
 mod leases;
+mod level;
 mod placement;
 mod properties;
 mod reads;

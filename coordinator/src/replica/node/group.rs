@@ -17,7 +17,7 @@ use super::super::ProposeError;
 use super::super::membership::Membership;
 use super::super::snapshot::Header;
 use super::super::wal::Position;
-use super::{ELECTION_TICKS, Node, Output, ReplicaError};
+use super::{Chains, ELECTION_TICKS, Node, Output, ReplicaError};
 
 /// Is told how a change of the members ended.
 pub(crate) type Ended = oneshot::Sender<Result<(), ProposeError>>;
@@ -362,6 +362,7 @@ impl Node {
         self.now = self.now.max(state.now());
         self.state = state;
         self.applied = header.at;
+        self.chains = Chains::new(header.at.index, self.state.chain());
         self.keeping.replaced(header.at);
         (output.applied, output.members) = (true, true);
     }

@@ -1,0 +1,78 @@
+//! The feature level: what all replicas of the group understand. A kind of proposal,
+//! or a change to what an old kind does, counts only from the level on that brought it,
+//! so that replicas of two versions work together while one takes the other's place.
+//!
+//! What is hashed into the chain may differ between versions, for a row may have new
+//! fields. So the chain begins anew with every level, and is not compared while some
+//! replica knows a later one than is in force.
+
+use crate::effect::Rejection;
+use crate::proposal::Proposal;
+use crate::replica::Replica;
+use crate::state::State;
+
+/// The level that a new group has.
+const LEVEL_FIRST: u32 = 1;
+
+/// The newest level that this version knows. The one behind it is for tests of upgrades:
+/// what an old version is to a new one, this one is to that.
+pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-level") { 2 } else { LEVEL_FIRST };
+
+impl Proposal {
+    /// The level from which on it may be proposed.
+    pub const fn feature_level(&self) -> u32 {
+        match self {
+            Self::Probe { .. } => 2,
+            _ => LEVEL_FIRST,
+        }
+    }
+}
+
+impl State {
+    /// The level in force.
+    pub fn feature_level(&self) -> u32 {
+        self.meta.level.max(LEVEL_FIRST)
+    }
+
+    /// The level that all replicas know.
+    pub fn feature_level_known(&self) -> u32 {
+        self.present().map(|replica| replica.level).min().unwrap_or(LEVEL_FIRST)
+    }
+
+    /// Whether all replicas hash the same into the chain.
+    pub fn chain_is_common(&self) -> bool {
+        self.present().all(|replica| replica.level == self.feature_level())
+    }
+
+    fn present(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas().filter(|replica| !replica.removed)
+    }
+
+    /// Only ever raised, and to what everybody knows.
+    pub(crate) fn set_feature_level(&mut self, level: u32) -> Result<(), Rejection> {
+        if level <= self.feature_level() || level > self.feature_level_known() {
+            return Err(Rejection::FeatureLevel { level, current: self.feature_level() });
+        }
+        self.meta.level = level;
+        self.meta.chain = [0; 32];
+        Ok(())
+    }
+
+    /// What is not in force yet changes nothing.
+    pub(crate) fn check_level(&self, level: u32) -> Result<(), Rejection> {
+        match self.feature_level() {
+            current if level > current => Err(Rejection::FeatureLevel { level, current }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A replica of a version that knows less than is in force would not understand the log.
+    pub(crate) fn check_replica_level(&self, level: u32) -> Result<(), Rejection> {
+        match self.feature_level() {
+            current if current > LEVEL_FIRST && level < current => {
+                Err(Rejection::FeatureLevel { level, current })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+use crate::testkit::Stage;
+use crate::{Proposal, Rejection};
+use steading_model::Timestamp;
+
+const NOW: Timestamp = Timestamp::from_ms(1000);
+
+#[test]
+fn the_level_is_raised_once_all_replicas_know_it_and_never_lowered() {
+    let mut stage = Stage::default();
+    let refused = |level| Err(Rejection::FeatureLevel { level, current: 1 });
+    assert_eq!(stage.apply(NOW, Proposal::SetFeatureLevel { level: 2 }), refused(2));
+    stage.apply(NOW, update(1, 2)).unwrap();
+    stage.apply(NOW, admit("b", 1)).unwrap();
+    assert_eq!(stage.apply(NOW, Proposal::SetFeatureLevel { level: 2 }), refused(2));
+    assert_eq!(stage.apply(NOW, probe()), refused(2));
+    assert!(!stage.state.chain_is_common());
+
+    stage.apply(NOW, admit("b", 2)).unwrap();
+    stage.apply(NOW, Proposal::SetFeatureLevel { level: 2 }).unwrap();
+    assert_eq!(stage.state.feature_level(), 2);
+    assert!(stage.state.chain_is_common());
+    stage.apply(NOW, probe()).unwrap();
+    let refused = |level| Err(Rejection::FeatureLevel { level, current: 2 });
+    for level in [0, 1, 2, 3] {
+        assert_eq!(stage.apply(NOW, Proposal::SetFeatureLevel { level }), refused(level));
+    }
+    // An older version would not understand the log.
+    assert_eq!(stage.apply(NOW, admit("c", 1)), refused(1));
+}
+
+fn update(replica: u64, level: u32) -> Proposal {
+    Proposal::UpdateReplica {
+        replica,
+        storage_id: "a".repeat(32),
+        endpoint: "https://a:1".into(),
+        level,
+    }
+}
+
+fn admit(name: &str, level: u32) -> Proposal {
+    Proposal::AdmitReplica { storage_id: name.repeat(32), endpoint: "https://b:1".into(), level }
+}
+
+fn probe() -> Proposal {
+    Proposal::Probe { note: "new".into() }
+}
