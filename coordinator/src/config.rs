@@ -6,6 +6,8 @@ use anyhow::{Context as _, bail};
 use steading_cas::{Origin, OriginError};
 use steading_model::limits::FINISHED_RUNS_MAX;
 
+use crate::peers::check_endpoint;
+
 /// Smallest segment of the write-ahead log, bytes: one wave of proposals must fit.
 const SEGMENT_BYTES_MIN: u64 = 4 << 20;
 /// Largest segment, bytes: it is preallocated, and a start reads the last one whole.
@@ -56,6 +58,14 @@ pub struct Config {
     /// store, which several coordinators cannot share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_store: Option<ObjectStore>,
+    /// Where other coordinators reach this one. None: as it was told before, or nowhere,
+    /// and then it stays alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Coordinators of the group that an empty directory joins. One that has joined
+    /// keeps to its group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub join: Vec<String>,
 }
 
 /// The files of a CA, PEM.
@@ -151,6 +161,8 @@ impl Config {
             ballast_bytes: ballast_bytes_default(),
             unplaceable_ms: unplaceable_ms_default(),
             object_store: None,
+            advertise: None,
+            join: Vec::new(),
         }
     }
 
@@ -187,6 +199,9 @@ impl Config {
         within("store_bytes_max", self.store_bytes_max, STORE_BYTES_MIN, u64::MAX)?;
         if let Some(object_store) = &self.object_store {
             object_store.validate()?;
+        }
+        for endpoint in self.advertise.iter().chain(&self.join) {
+            check_endpoint(endpoint)?;
         }
         within("ballast_bytes", self.ballast_bytes, 0, BALLAST_BYTES_MAX)?;
         within("unplaceable_ms", self.unplaceable_ms, 1, u64::MAX)?;
@@ -225,6 +240,8 @@ mod tests {
         check(&object_store("{}"), "wants either `directory` or `bucket`");
         check(&object_store(r#"{"bucket": "b"}"#), "is `b`, want gs://… or s3://…");
         check(&object_store(r#"{"directory": "/o", "prefix": "p"}"#), "no prefix beside it");
+        check(r#"{"data_dir": "/d", "join": ["unix:/a"], "advertise": "unix:/b"}"#, "ok");
+        check(r#"{"data_dir": "/d", "advertise": "b"}"#, "`b` is no endpoint");
         check(r#"{"data_dir": "/d", "segments": 1}"#, "unknown field `segments`");
     }
 

@@ -36,6 +36,12 @@ struct Args {
     /// Allow plain text on loopback, where every user of this machine can connect
     #[arg(long)]
     insecure_loopback: bool,
+    /// Where the other coordinators reach this one [default: where it listens]
+    #[arg(long, value_name = "ENDPOINT")]
+    advertise: Option<String>,
+    /// Coordinators whose group an empty directory joins, separated by commas
+    #[arg(long, value_name = "ENDPOINT,...", value_delimiter = ',')]
+    join: Vec<String>,
     /// Print the values in force and exit
     #[arg(long)]
     print_config: bool,
@@ -76,6 +82,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             _ = terminate.recv() => (),
         }
     };
+    // Bound first, so that the others can be told where this one is, whatever port it got.
     match &args.listen {
         Endpoint::Loopback(address) if !args.insecure_loopback => bail!(
             "`{address}` is open to every user of this machine: listen on unix:PATH, or say \
@@ -84,22 +91,29 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Endpoint::Loopback(address) => {
             let listener = TcpListener::bind(address).await;
             let listener = listener.with_context(|| format!("listen on {address}"))?;
-            let bound = listener.local_addr()?;
-            let coordinator = Coordinator::start(config).await?;
-            println!("listening on http://{bound}");
+            let endpoint = format!("http://{}", listener.local_addr()?);
+            let coordinator = start(config, &endpoint).await?;
+            println!("listening on {endpoint}");
             let served = coordinator.serve(TcpListenerStream::new(listener), told_to_stop).await;
             served.and(coordinator.stop().await)
         }
         Endpoint::Unix(path) => {
-            let coordinator = Coordinator::start(config).await?;
+            let path = &std::path::absolute(path)?;
             let listener = bind_unix(path).await?;
-            println!("listening on unix:{}", path.display());
+            let endpoint = format!("unix:{}", path.display());
+            let coordinator = start(config, &endpoint).await?;
+            println!("listening on {endpoint}");
             let served = coordinator.serve(UnixListenerStream::new(listener), told_to_stop).await;
             // Best effort: the next one to listen there removes it, too.
             let _ = std::fs::remove_file(path);
             served.and(coordinator.stop().await)
         }
     }
+}
+
+async fn start(mut config: Config, endpoint: &str) -> anyhow::Result<Coordinator> {
+    config.advertise.get_or_insert_with(|| endpoint.to_owned());
+    Coordinator::start(config).await
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {
@@ -113,6 +127,12 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     }
     if let Some(text) = &args.object_store {
         config.object_store = Some(ObjectStore::from_text(text));
+    }
+    if args.advertise.is_some() {
+        config.advertise = args.advertise.clone();
+    }
+    if !args.join.is_empty() {
+        config.join = args.join.clone();
     }
     config.validate()?;
     Ok(config)

@@ -27,6 +27,8 @@ pub enum SecretsError {
     KeyLength { path: PathBuf },
     #[error("`{path}` can be read by others (mode {mode:o}); run `chmod 600` on it")]
     KeyMode { path: PathBuf, mode: u32 },
+    #[error("`{path}` is another key than the group's; begin with an empty directory")]
+    KeyDiffers { path: PathBuf },
     #[error("cannot encrypt")]
     Seal,
     #[error("secrets were sealed with another key, or are damaged")]
@@ -35,6 +37,7 @@ pub enum SecretsError {
 
 /// The key that seals secrets.
 pub(crate) struct Sealer {
+    bytes: [u8; KEY_LEN],
     key: RandomizedNonceKey,
     mac: hmac::Key,
 }
@@ -58,9 +61,15 @@ impl Sealer {
         let derive = hmac::Key::new(hmac::HMAC_SHA256, &key);
         let mac = hmac::sign(&derive, b"steading request body 1");
         Ok(Self {
+            bytes: key,
             key: RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|_| SecretsError::Seal)?,
             mac: hmac::Key::new(hmac::HMAC_SHA256, mac.as_ref()),
         })
+    }
+
+    /// For another replica of the group: what one sealed all must open.
+    pub(crate) const fn key(&self) -> &[u8; KEY_LEN] {
+        &self.bytes
     }
 
     /// Encrypts names and values.
@@ -118,20 +127,39 @@ fn read_key(path: &Path) -> Result<[u8; KEY_LEN], SecretsError> {
     bytes.try_into().map_err(|_| SecretsError::KeyLength { path: path.into() })
 }
 
-/// Makes the key under another name first: half a key must never be found.
+/// Stores the key that the group gave. One that is there already must be the same.
+pub(crate) fn store_key(path: &Path, key: &[u8]) -> Result<(), SecretsError> {
+    let key: [u8; KEY_LEN] =
+        key.try_into().map_err(|_| SecretsError::KeyLength { path: path.into() })?;
+    match read_key(path) {
+        Ok(there) if there == key => Ok(()),
+        Ok(_) => Err(SecretsError::KeyDiffers { path: path.into() }),
+        Err(SecretsError::Key { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            write_key(path, &key).map_err(|source| SecretsError::Key { path: path.into(), source })
+        }
+        Err(other) => Err(other),
+    }
+}
+
 fn make_key(path: &Path) -> io::Result<[u8; KEY_LEN]> {
     let mut key = [0; KEY_LEN];
     aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
+    write_key(path, &key)?;
+    Ok(key)
+}
+
+/// Writes the key under another name first: half a key must never be found.
+fn write_key(path: &Path, key: &[u8; KEY_LEN]) -> io::Result<()> {
     let new = path.with_extension("key.new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&key)?;
+    file.write_all(key)?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;
     if let Some(dir) = path.parent() {
         File::open(dir)?.sync_all()?;
     }
-    Ok(key)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -151,6 +179,21 @@ mod tests {
 
         let other = Sealer::open(&dir.path().join("other.key")).unwrap();
         assert!(matches!(other.open_sealed(&sealed), Err(SecretsError::Open)));
+    }
+
+    #[test]
+    fn the_key_of_the_group_is_stored_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, there) = (dir.path().join("here.key"), dir.path().join("there.key"));
+        let sealer = Sealer::open(&there).unwrap();
+        for _ in 0..2 {
+            store_key(&here, sealer.key()).unwrap();
+        }
+        let sealed = sealer.seal(&BTreeMap::new()).unwrap();
+        Sealer::open(&here).unwrap().open_sealed(&sealed).unwrap();
+        let other = store_key(&here, &[7; KEY_LEN]);
+        assert!(matches!(other, Err(SecretsError::KeyDiffers { .. })));
+        assert!(matches!(store_key(&here, &[]), Err(SecretsError::KeyLength { .. })));
     }
 
     #[test]

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
+use raft::eraftpb::Message;
 use steading_cas::{ActionCache, Front, Store, StoreOptions};
 use steading_proto::tls;
 use steading_proto::v1::agents_server::AgentsServer;
 use steading_proto::v1::backups_server::BackupsServer;
+use steading_proto::v1::cluster_server::ClusterServer;
 use steading_proto::v1::fleet_server::FleetServer;
 use steading_proto::v1::identities_server::IdentitiesServer;
 use steading_proto::v1::join_server::JoinServer;
 use steading_proto::v1::pipelines_server::PipelinesServer;
+use steading_proto::v1::replication_server::ReplicationServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
@@ -26,6 +29,7 @@ use tonic::transport::server::{Connected, Router};
 use tower::layer::util::Stack;
 
 use crate::api::agents::AgentsService;
+use crate::api::cluster::ClusterService;
 use crate::api::explain::Waits;
 use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
@@ -42,19 +46,22 @@ use crate::identity::{Credentials, IdentitiesService, JoinService, Secured};
 use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::logs::Logs;
+use crate::peers::{self, Dialler, Me, Peers, ReplicationService};
 use crate::planner::Planner;
 use crate::progress::Progress;
-use crate::replica::{DirLock, Notice, Options, Replica, ReplicaThread, Started};
+use crate::replica::{DirLock, Joined, Notice, Options, Replica, ReplicaThread, Started};
 use crate::run_watch::{self, RunWatch};
 use crate::secrets::Sealer;
 use crate::sessions::Sessions;
-use crate::{expiry, origin, retention, unplaceable};
+use crate::{expiry, group, join, origin, retention, unplaceable};
 
 /// How long connections may take to end once their listener has stopped.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a start waits for the replay of the log. Without a quorum it would wait in
 /// vain, and serving what is known is better than nothing.
 const CURRENT_MAX: Duration = Duration::from_secs(2);
+/// How long a leader that stops waits for its successor. An election would take longer.
+const HAND_OVER_MAX: Duration = Duration::from_millis(500);
 /// How long tasks may take to end: they wait for one proposal at most.
 const STOP: Duration = Duration::from_secs(10);
 /// Largest message that a client may send, bytes: a submission with all its parts at
@@ -106,6 +113,9 @@ struct Parts {
     claims: Arc<Claims>,
     progress: Arc<Progress>,
     watch: Arc<RunWatch>,
+    /// The other coordinators; none where nobody could reach this one.
+    peers: Option<Arc<Peers>>,
+    shares_origin: bool,
     secured: Secured,
     connections: Arc<Connections>,
     sources_are_local: bool,
@@ -132,9 +142,21 @@ impl Coordinator {
     /// in it cannot be trusted.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.validate()?;
+        let lock = DirLock::take(&config.data_dir).context("lock the data directory")?;
+        let empty = !config.data_dir.join("replica").join("node.json").exists();
+        let joined = match &config.advertise {
+            Some(advertise) if empty && !config.join.is_empty() => {
+                let dialler = Dialler::default();
+                Some(join::join(&config, advertise, &dialler).await.context("join")?)
+            }
+            None if empty && !config.join.is_empty() => {
+                anyhow::bail!("`join` wants `advertise`: the others have to reach this coordinator")
+            }
+            _ => None,
+        };
         let opening = config.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
-        let Opened { parts, thread, notices, lock } =
+        let opened = tokio::task::spawn_blocking(move || open(&opening, joined)).await;
+        let Opened { parts, thread, notices, outbound } =
             opened.context("open the data directory")??;
         let coordinator = Self {
             parts,
@@ -154,7 +176,7 @@ impl Coordinator {
             coordinator.stop().await?;
             return Err(error);
         }
-        coordinator.start_tasks(notices);
+        coordinator.start_tasks(notices, outbound);
         // What the log holds is applied before the first question is answered: an agent
         // that comes back must not hear that its lease is not known. One of several must
         // be heard for that, so it serves at once, and says that it does not lead.
@@ -257,7 +279,8 @@ impl Coordinator {
         let router = self.router(trust, &stop)?;
         let signal = async {
             tokio::select! {
-                () = shutdown => (),
+                // While its peers can still answer.
+                () = shutdown => self.hand_over().await,
                 () = stop.cancelled() => (),
                 () = self.failure.happened.cancelled() => (),
             }
@@ -277,6 +300,24 @@ impl Coordinator {
         match self.failure.happened.is_cancelled() {
             true => Err(self.failure.take()),
             false => Ok(()),
+        }
+    }
+
+    /// Lets another replica lead, if this one does and there is one that could.
+    async fn hand_over(&self) {
+        let Some(peers) = &self.parts.peers else { return };
+        let replica = &self.parts.replica;
+        if !replica.standing().borrow().leads {
+            return;
+        }
+        let hand_over = async {
+            let group = group::seen(peers, replica).await.ok()?;
+            replica.transfer(Some(group.successor()?)).await.ok()
+        };
+        match tokio::time::timeout(HAND_OVER_MAX, hand_over).await {
+            Ok(Some(())) => tracing::info!("leadership.handed_over"),
+            Ok(None) => tracing::debug!("nobody else can lead"),
+            Err(_) => tracing::warn!("stopping as the leader: no other took over in time"),
         }
     }
 
@@ -311,9 +352,15 @@ impl Coordinator {
         tasks.context("background tasks did not end in time")
     }
 
-    fn start_tasks(&self, notices: mpsc::Receiver<Notice>) {
+    fn start_tasks(&self, notices: mpsc::Receiver<Notice>, outbound: mpsc::Receiver<Vec<Message>>) {
         let parts = &self.parts;
         let stop = || self.stop.clone();
+        if let Some(peers) = &parts.peers {
+            let (peers, replica) = (|| Arc::clone(peers), || parts.replica.clone());
+            self.task("peers", peers().run(outbound, stop()));
+            self.task("group", group::run(peers(), replica(), stop()));
+            self.task("announcement", group::announce(peers(), replica(), stop()));
+        }
         let run_finished = Arc::new(Notify::new());
         let dispatcher =
             Arc::new(Dispatcher::new(parts.replica.clone(), Arc::clone(&parts.sessions)));
@@ -396,7 +443,17 @@ impl Coordinator {
             tasks: self.streams.clone(),
             stop: stop.clone(),
         };
-        let dial: crate::forward::Dial = Arc::new(|_| anyhow::bail!("alone"));
+        let cluster = parts.peers.as_ref().map(|peers| {
+            let (replica, documents) = (parts.replica.clone(), Arc::clone(&parts.documents));
+            let (peers, shares_origin) = (Arc::clone(peers), parts.shares_origin);
+            ClusterServer::new(ClusterService { replica, peers, documents, shares_origin })
+        });
+        let replication = parts.peers.as_ref().map(|peers| {
+            let service = ReplicationService { peers: Arc::clone(peers), stop: stop.clone() };
+            ReplicationServer::new(service).max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
+        });
+        let dialler = Dialler { secured: parts.secured.clone() };
+        let dial: crate::forward::Dial = Arc::new(move |to| Ok(dialler.channel(to)?));
         let forward = Forward::new(parts.leadership.clone(), dial, stop.clone());
         let fleet = FleetServer::new(FleetService {
             replica: parts.replica.clone(),
@@ -430,6 +487,8 @@ impl Coordinator {
             .add_service(agents)
             .add_service(fleet)
             .add_service(backups)
+            .add_optional_service(cluster)
+            .add_optional_service(replication)
             .add_service(cache.cas)
             .add_service(cache.streams)
             .add_service(cache.actions)
@@ -439,17 +498,23 @@ impl Coordinator {
     }
 }
 
+impl Drop for Coordinator {
+    /// Its replica has a thread of its own, which would go on for nobody.
+    fn drop(&mut self) {
+        self.parts.replica.stop();
+    }
+}
+
 struct Opened {
     parts: Parts,
     thread: ReplicaThread,
     notices: mpsc::Receiver<Notice>,
-    lock: DirLock,
+    outbound: mpsc::Receiver<Vec<Message>>,
 }
 
 /// Blocks.
-fn open(config: &Config) -> anyhow::Result<Opened> {
+fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Opened> {
     let dir = &config.data_dir;
-    let lock = DirLock::take(dir).context("lock the data directory")?;
     let disk = Disk::new(dir, config.disk_low_bytes, config.ballast_bytes);
     disk.make_room_to_start();
     let origin = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
@@ -461,11 +526,15 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
     let front = Front::new(store, actions.clone(), origin);
     let sealer = Sealer::open(&dir.join("seal.key")).context("open the key for secrets")?;
     let logs = Logs::open(&dir.join("logs")).context("open the logs")?;
-    let options =
-        Options { segment_bytes: config.segment_bytes, ..Options::server(dir.join("replica")) };
-    // Nobody else is in the group yet, so nobody is spoken to.
-    let Started { replica, thread, notices, outbound: _ } =
+    let options = Options {
+        segment_bytes: config.segment_bytes,
+        join: joined,
+        ..Options::server(dir.join("replica"))
+    };
+    let Started { replica, thread, notices, outbound } =
         Replica::start(options).context("start the replica")?;
+    let secured = Secured::default();
+    let peers = me(config, &replica, &secured).map(|me| Arc::new(Peers::new(me, replica.clone())));
     let parts = Parts {
         leadership: Leadership::new(replica.clone()),
         replica,
@@ -477,7 +546,9 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         claims: Arc::default(),
         progress: Arc::default(),
         watch: Arc::default(),
-        secured: Secured::default(),
+        peers,
+        shares_origin: config.shares_origin(),
+        secured,
         connections: Arc::default(),
         sources_are_local: config.sources_are_local,
         finished_runs_kept: config.finished_runs_kept,
@@ -485,7 +556,21 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
         disk,
         unplaceable: Duration::from_millis(config.unplaceable_ms),
     };
-    Ok(Opened { parts, thread, notices, lock })
+    Ok(Opened { parts, thread, notices, outbound })
+}
+
+/// Who this coordinator is to others, if they can reach it: where it is told that they
+/// do, or where they did before.
+fn me(config: &Config, replica: &Replica, secured: &Secured) -> Option<Me> {
+    let recorded = || Some(replica.view().replica(replica.id())?.endpoint.clone());
+    Some(Me {
+        endpoint: config.advertise.clone().or_else(recorded)?,
+        cluster_id: replica.cluster_id().to_owned(),
+        id: replica.id(),
+        storage_id: replica.storage_id().to_owned(),
+        own_origin: !config.shares_origin(),
+        dialler: Dialler { secured: secured.clone() },
+    })
 }
 
 impl Failure {

@@ -2,6 +2,7 @@
 
 pub(crate) mod agents;
 mod append_log;
+pub(crate) mod cluster;
 mod convert;
 pub(crate) mod explain;
 mod fleet;

@@ -124,6 +124,23 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     caller.cloned().ok_or_else(|| Status::unauthenticated("it is not known who asks"))
 }
 
+/// The directory that a calling coordinator's certificate names; `None` where the caller
+/// is on this machine and shows none, and is believed whatever it says.
+///
+/// # Errors
+///
+/// UNAUTHENTICATED, and PERMISSION_DENIED for who is no coordinator.
+pub(crate) fn coordinator<T>(request: &Request<T>) -> Result<Option<String>, Status> {
+    let caller = caller(request)?;
+    match caller.role {
+        Role::Coordinator => Ok(Some(caller.id)),
+        Role::Admin if caller == Caller::local() => Ok(None),
+        Role::Admin | Role::Agent | Role::Client => {
+            Err(Status::permission_denied("only a coordinator may say this"))
+        }
+    }
+}
+
 /// In whose name the request is made: that of a client is its own; of others, it says
 /// what they are, so that no client has it.
 ///

@@ -61,6 +61,8 @@ pub enum Verb {
     Deny(Deny),
     /// Take a denial back
     Allow(Allow),
+    /// The coordinators of a farm
+    Cluster(crate::cluster::Cluster),
 }
 
 /// What is submitted, and as what.
@@ -318,6 +320,12 @@ pub struct Coordinator {
     /// Allow plain text on loopback, where every user of this machine can connect
     #[arg(long)]
     pub insecure_loopback: bool,
+    /// Where the other coordinators reach this one [default: the first address]
+    #[arg(long, value_name = "ENDPOINT")]
+    pub advertise: Option<String>,
+    /// Coordinators whose group an empty directory joins, separated by commas
+    #[arg(long, value_name = "ENDPOINT,...", value_delimiter = ',')]
+    pub join: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -555,6 +563,7 @@ mod tests {
             "recover --data-dir d --show",
             "recover --data-dir d --i-accept-data-loss",
             "coordinator --data-dir d --listen unix:/tmp/s --listen 127.0.0.1:1 --insecure-loopback",
+            "coordinator --data-dir d --listen unix:s --advertise unix:/s --join unix:/a,unix:/b",
             "agent --coordinator unix:/s --data-dir d --name n --slots 2 --labels a,b --pool p --user self",
             "agent --coordinator unix:/s --data-dir d --user per-slot",
             "agent --coordinator unix:/a,unix:/b --data-dir d --spot --zone z --gce",
@@ -579,6 +588,11 @@ mod tests {
             "allow serial:7f",
             "agent --join t --coordinator https://h:1 --data-dir d",
             "artifacts get run-1 dist --dir out",
+            "cluster status --json",
+            "cluster add",
+            "cluster remove 3 --force",
+            "cluster transfer",
+            "cluster transfer 2 --coordinator unix:/s",
         ];
         for line in valid {
             if let Err(error) = parse(line) {
@@ -602,6 +616,9 @@ mod tests {
             "token create --uses 0",
             "token create --role root",
             "artifacts get 1",
+            "cluster",
+            "cluster remove",
+            "cluster remove x",
         ];
         for line in invalid {
             assert!(parse(line).is_err(), "`stead {line}` should be refused");

@@ -40,11 +40,34 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let mut config = Config::new(data_dir);
     config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
+    config.advertise = args.advertise;
+    config.join = args.join;
+    // Bound first, so that the others can be told where this one is, whatever port it got.
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        let (endpoint, listener) = bind(address).await?;
+        config.advertise.get_or_insert_with(|| endpoint.clone());
+        listeners.push((endpoint, listener));
+    }
     let coordinator = Arc::new(Coordinator::start(config).await?);
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
-    for address in &addresses {
-        listen(address, coordinator.clone(), &stop, &mut serving).await?;
+    for (endpoint, listener) in listeners {
+        let (coordinator, stop) = (coordinator.clone(), stop.clone().cancelled_owned());
+        if let Listener::Tls(_) = listener {
+            let identity = coordinator.secure().await?;
+            tracing::info!(id = %identity.current().certified.id, "certificate in force");
+        }
+        serving.spawn(async move {
+            match listener {
+                Listener::Unix(unix) => {
+                    coordinator.serve(UnixListenerStream::new(unix), stop).await
+                }
+                Listener::Tcp(tcp) => coordinator.serve(TcpListenerStream::new(tcp), stop).await,
+                Listener::Tls(tcp) => coordinator.serve_tls(tcp, stop).await,
+            }
+        });
+        out::line(format_args!("listening on {endpoint}"))?;
     }
     if let Some(socket) = socket {
         // For people, once: whoever reads the answer by program looks at stdout.
@@ -102,41 +125,32 @@ fn with_admin_socket(
     (addresses, is_first.then_some(socket))
 }
 
-async fn listen(
-    address: &Address,
-    coordinator: Arc<Coordinator>,
-    stop: &CancellationToken,
-    serving: &mut JoinSet<anyhow::Result<()>>,
-) -> Result<(), Failure> {
-    let stop = stop.clone().cancelled_owned();
-    match address {
+/// A bound listener.
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+    Tls(TcpListener),
+}
+
+/// Binds the address; says as which endpoint others reach it.
+async fn bind(address: &Address) -> Result<(String, Listener), Failure> {
+    let (listener, wanted) = match address {
         Address::Unix(path) => {
-            let listener = bind_unix(path).await?;
-            serving.spawn(async move {
-                coordinator.serve(UnixListenerStream::new(listener), stop).await
-            });
-            out::line(format_args!("listening on unix:{}", path.display()))?;
+            let path = std::path::absolute(path).map_err(anyhow::Error::from)?;
+            let listener = bind_unix(&path).await?;
+            return Ok((format!("unix:{}", path.display()), Listener::Unix(listener)));
         }
-        Address::Loopback(address) => {
-            let listener = TcpListener::bind(address).await;
-            let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
-            let bound = listener.local_addr().map_err(anyhow::Error::from)?;
-            serving.spawn(async move {
-                coordinator.serve(TcpListenerStream::new(listener), stop).await
-            });
-            out::line(format_args!("listening on http://{bound}"))?;
+        Address::Loopback(address) => (TcpListener::bind(address).await, address.to_string()),
+        Address::Tls(authority) => (TcpListener::bind(authority).await, authority.to_string()),
+    };
+    let listener = listener.with_context(|| format!("cannot listen on {wanted}"))?;
+    let bound = listener.local_addr().map_err(anyhow::Error::from)?;
+    Ok(match address {
+        Address::Tls(_) => (format!("https://{bound}"), Listener::Tls(listener)),
+        Address::Unix(_) | Address::Loopback(_) => {
+            (format!("http://{bound}"), Listener::Tcp(listener))
         }
-        Address::Tls(authority) => {
-            let listener = TcpListener::bind(authority).await;
-            let listener = listener.with_context(|| format!("cannot listen on {authority}"))?;
-            let bound = listener.local_addr().map_err(anyhow::Error::from)?;
-            let identity = coordinator.secure().await?;
-            serving.spawn(async move { coordinator.serve_tls(listener, stop).await });
-            out::line(format_args!("listening on https://{bound}"))?;
-            tracing::info!(id = %identity.current().certified.id, "certificate in force");
-        }
-    }
-    Ok(())
+    })
 }
 
 /// Listens on a socket; one that nobody listens on any more is replaced.

@@ -139,10 +139,29 @@ impl Coordinators {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.call_over(bound, |channel| {
+            call(Pipelines::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        })
+        .await
+    }
+
+    /// The same for any service.
+    ///
+    /// # Errors
+    ///
+    /// What another try would not change, or the last of them.
+    pub async fn call_over<T, F>(
+        &self,
+        bound: Duration,
+        mut call: impl FnMut(Channel) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let mut backoff = Backoff::default();
         loop {
             let connection = self.connection();
-            match call(self.pipelines()).await {
+            match call(self.channel()).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => {
                     self.refused(connection, &status);

@@ -10,6 +10,7 @@ mod args;
 mod artifacts;
 mod backup;
 mod cancel;
+mod cluster;
 mod connect;
 mod context;
 mod coordinator;
@@ -92,6 +93,7 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
             Verb::Cancel(args) => Box::pin(cancel::run(args)).await,
             Verb::Explain(args) => Box::pin(explain::run(args)).await,
             Verb::Retry(args) => Box::pin(retry::run(args)).await,
+            Verb::Cluster(args) => Box::pin(cluster::run(args)).await,
             Verb::Artifacts(args) => {
                 let ArtifactsVerb::Get(args) = args.verb;
                 Box::pin(artifacts::run(args)).await

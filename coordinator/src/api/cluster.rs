@@ -1,0 +1,212 @@
+//! The `Cluster` service: the group of coordinators, for operators and those who join.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steading_core::Proposal;
+use steading_proto::v1::cluster_member::Role;
+use steading_proto::v1::cluster_server::Cluster;
+use steading_proto::{leader, v1};
+use tonic::{Request, Response, Status};
+
+use crate::documents::Documents;
+use crate::peers::policy::may_leave;
+use crate::peers::{Peers, check_endpoint};
+use crate::replica::{ProposeError, Replica};
+use crate::{auth, group};
+
+/// How long a removal or transfer is waited for.
+const CHANGE_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterService {
+    pub(crate) replica: Replica,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) documents: Arc<Documents>,
+    /// Other coordinators can have the blobs that this one takes.
+    pub(crate) shares_origin: bool,
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn get_cluster_status(
+        &self,
+        request: Request<v1::GetClusterStatusRequest>,
+    ) -> Result<Response<v1::ClusterStatus>, Status> {
+        auth::principal(&request)?;
+        self.leads()?;
+        let status = self.replica.status().await.map_err(|error| self.refused(error))?;
+        let state = self.replica.view();
+        let clocks = self.peers.clocks_ahead_ms();
+        let me = self.peers.me().id;
+        let members = state.replicas().map(|row| {
+            let progress = status.progress.get(&row.id);
+            let matched = progress.map_or(0, |progress| progress.matched);
+            let silent = self.peers.silent(row.id);
+            v1::ClusterMember {
+                replica_id: row.id,
+                storage_id: row.storage_id.clone(),
+                endpoint: row.endpoint.clone(),
+                role: match row.id {
+                    id if status.membership.votes(id) => Role::Voter,
+                    id if status.membership.contains(id) => Role::Learner,
+                    _ => Role::None,
+                }
+                .into(),
+                leader: row.id == me,
+                removed: row.removed,
+                matched,
+                lag: status.commit.saturating_sub(matched),
+                active: row.id == me || progress.is_some_and(|progress| progress.active),
+                silent_ms: match (row.id == me, silent) {
+                    (true, _) => 0,
+                    (false, None) => -1,
+                    (false, Some(silent)) => i64::try_from(silent.as_millis()).unwrap_or(i64::MAX),
+                },
+                clock_ahead_ms: clocks.get(&row.id).copied().unwrap_or_default(),
+                feature_level: row.level,
+                admitted_ms: row.admitted.as_ms(),
+            }
+        });
+        Ok(Response::new(v1::ClusterStatus {
+            cluster_id: self.peers.me().cluster_id.clone(),
+            term: status.term,
+            commit: status.commit,
+            joint: status.membership.is_joint(),
+            members: members.collect(),
+        }))
+    }
+
+    async fn admit_replica(
+        &self,
+        request: Request<v1::AdmitReplicaRequest>,
+    ) -> Result<Response<v1::AdmitReplicaResponse>, Status> {
+        let caller = auth::coordinator(&request)?;
+        let request = request.into_inner();
+        if caller.is_some_and(|caller| caller != request.storage_id) {
+            return Err(Status::permission_denied("the caller speaks for another replica"));
+        }
+        let me = self.peers.me();
+        if !request.cluster_id.is_empty() && request.cluster_id != me.cluster_id {
+            return Err(Status::failed_precondition("this replica is of another group"));
+        }
+        check_endpoint(&request.endpoint)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if request.own_origin || !self.shares_origin {
+            return Err(Status::failed_precondition(
+                "several coordinators need one place for blobs that all of them see: start each of \
+                 them with the same `object_store`",
+            ));
+        }
+        self.leads()?;
+        // The founder first, so that others find it.
+        if self.replica.view().replica(me.id).is_none() {
+            self.propose(group::update(me)).await?;
+        }
+        let v1::AdmitReplicaRequest { storage_id, endpoint, feature_level: level, .. } = request;
+        let admit = Proposal::AdmitReplica { storage_id: storage_id.clone(), endpoint, level };
+        self.propose(admit).await?;
+        let state = self.replica.view();
+        let row = state.replica_by_storage(&storage_id);
+        let row = row.ok_or_else(|| Status::aborted("the replica was removed meanwhile"))?;
+        tracing::info!(replica = row.id, endpoint = row.endpoint, "replica.admitted");
+        Ok(Response::new(v1::AdmitReplicaResponse {
+            cluster_id: me.cluster_id.clone(),
+            replica_id: row.id,
+            seal_key: self.documents.sealer().key().to_vec().into(),
+        }))
+    }
+
+    async fn remove_replica(
+        &self,
+        request: Request<v1::RemoveReplicaRequest>,
+    ) -> Result<Response<v1::RemoveReplicaResponse>, Status> {
+        let principal = auth::principal(&request)?;
+        let v1::RemoveReplicaRequest { replica_id: id, force } = request.into_inner();
+        self.leads()?;
+        let seen = group::seen(&self.peers, &self.replica).await;
+        let seen = seen.map_err(|error| self.refused(error))?;
+        let known = self.replica.view().replica(id).map(|row| row.removed);
+        if known == Some(false) && !force && !may_leave(&seen, id) {
+            return Err(Status::failed_precondition(format!(
+                "without replica {id} the number of voters would be even, or no majority would \
+                 answer, and no learner is up to date that could take its place"
+            )));
+        }
+        self.propose(Proposal::RemoveReplica { replica: id, force }).await?;
+        tracing::info!(replica = id, %principal, force, "replica.removed");
+        let mut changes = self.replica.membership_changes();
+        let mut standing = self.replica.standing();
+        tokio::select! {
+            gone = changes.wait_for(|membership| !membership.contains(id)) => {
+                gone.map_err(|_| self.refused(ProposeError::Stopped))?;
+            }
+            // It goes on under the next leader, who may be asked the same again.
+            _ = standing.wait_for(|standing| !standing.leads) => return Err(self.not_leader()),
+            () = tokio::time::sleep(CHANGE_MAX) => return Err(Status::deadline_exceeded(
+                "the replica was asked to leave, and the others have not agreed on that yet; ask again",
+            )),
+        }
+        Ok(Response::new(v1::RemoveReplicaResponse {}))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
+        auth::principal(&request)?;
+        let to = request.into_inner().replica_id;
+        self.leads()?;
+        let group = group::seen(&self.peers, &self.replica).await;
+        let group = group.map_err(|error| self.refused(error))?;
+        let to = match to {
+            0 => group.successor().ok_or_else(|| {
+                Status::failed_precondition("no other voter answers, so nobody else can lead")
+            })?,
+            to if to == group.leader => {
+                return Ok(Response::new(v1::TransferLeadershipResponse { replica_id: to }));
+            }
+            to if !group.membership.votes(to) => {
+                return Err(Status::failed_precondition(format!("replica {to} is no voter")));
+            }
+            to if !group.members.get(&to).is_some_and(|member| member.active) => {
+                return Err(Status::failed_precondition(format!("replica {to} does not answer")));
+            }
+            to => to,
+        };
+        self.replica.transfer(Some(to)).await.map_err(|error| match error {
+            ProposeError::Busy => {
+                Status::aborted(format!("replica {to} did not take over in time"))
+            }
+            other => self.refused(other),
+        })?;
+        Ok(Response::new(v1::TransferLeadershipResponse { replica_id: to }))
+    }
+}
+
+impl ClusterService {
+    fn leads(&self) -> Result<(), Status> {
+        match self.replica.standing().borrow().leads {
+            true => Ok(()),
+            false => Err(self.not_leader()),
+        }
+    }
+
+    fn not_leader(&self) -> Status {
+        let leader = self.replica.standing().borrow().leader;
+        let state = self.replica.view();
+        let endpoint = leader.and_then(|id| state.replica(id)).map(|row| row.endpoint.as_str());
+        leader::not_leader(endpoint)
+    }
+
+    async fn propose(&self, proposal: Proposal) -> Result<(), Status> {
+        self.replica.propose(proposal).await.map(drop).map_err(|error| self.refused(error))
+    }
+
+    fn refused(&self, error: ProposeError) -> Status {
+        match error {
+            ProposeError::NotLeader => self.not_leader(),
+            other => other.into(),
+        }
+    }
+}

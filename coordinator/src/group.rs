@@ -1,0 +1,214 @@
+//! Keeps the group as its rows want it: the leader adds who was admitted, makes voters
+//! of those that are up to date, and takes out who was removed. Everybody else tells the
+//! leader where it listens.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use steading_core::{Proposal, Rejection};
+use steading_proto::v1;
+use steading_proto::v1::cluster_client::ClusterClient;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use crate::peers::policy::{Change, Group, Member, due};
+use crate::peers::{Me, Peers};
+use crate::replica::{GroupStatus, ProposeError, Replica};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+
+/// The newest kinds of proposals that this version knows.
+pub(crate) const FEATURE_LEVEL: u32 = 1;
+
+/// How often the leader looks after the group where no change wakes it.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// How long a leader has to answer a member that says where it is.
+const ANNOUNCE_MAX: Duration = Duration::from_secs(2);
+
+/// Pause after one that did not.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Looks after the group for as long as this replica leads it.
+///
+/// # Errors
+///
+/// None: it ends with the replica.
+pub(crate) async fn run(
+    peers: Arc<Peers>,
+    replica: Replica,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut standing = replica.standing();
+    let mut changes = replica.changes();
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let keep = async {
+        loop {
+            replica.set_may_lead(!peers.clocks_off().contains(&peers.me().id));
+            let leads = standing.borrow_and_update().leads;
+            changes.borrow_and_update();
+            if leads && let Err(error) = keep_up(&peers, &replica).await {
+                tracing::debug!(%error, "the group stays as it is for now");
+            }
+            tokio::select! {
+                _ = ticks.tick() => (),
+                changed = standing.changed() => if changed.is_err() { return },
+                changed = changes.changed(), if leads => if changed.is_err() { return },
+            }
+        }
+    };
+    stop.run_until_cancelled(keep).await;
+    stop.cancelled().await;
+    Ok(())
+}
+
+/// Proposes the next change, if one is due.
+async fn keep_up(peers: &Peers, replica: &Replica) -> Result<(), ProposeError> {
+    let me = peers.me();
+    let state = replica.view();
+    let known = state.replica(me.id);
+    if known.is_none_or(|row| row.endpoint != me.endpoint || row.level != FEATURE_LEVEL) {
+        match replica.propose(update(me)).await {
+            // It was removed, and leads until another does.
+            Ok(_) | Err(ProposeError::Rejected(Rejection::ReplicaRemoved)) => (),
+            Err(error) => return Err(error),
+        }
+    }
+    let group = seen(peers, replica).await?;
+    match due(&group) {
+        None => Ok(()),
+        Some(Change::Transfer(to)) => {
+            tracing::info!(to, "leadership.transfer");
+            replica.transfer(Some(to)).await
+        }
+        Some(change) => {
+            tracing::info!(?change, "members.change");
+            replica.change_membership(to_raft(&change)).await
+        }
+    }
+}
+
+/// What this leader knows of the group.
+pub(crate) async fn seen(peers: &Peers, replica: &Replica) -> Result<Group, ProposeError> {
+    let status = replica.status().await?;
+    let state = replica.view();
+    let ids: BTreeSet<u64> =
+        status.membership.all().chain(state.replicas().map(|row| row.id)).collect();
+    let clocks_off = peers.clocks_off();
+    let member = |id: u64| {
+        let row = state.replica(id);
+        let progress = status.progress.get(&id);
+        Member {
+            known: row.is_some(),
+            removed: row.is_some_and(|row| row.removed),
+            forced: row.is_some_and(|row| row.forced),
+            matched: progress.map_or(0, |progress| progress.matched),
+            active: progress.is_some_and(|progress| progress.active),
+            clock_is_off: clocks_off.contains(&id),
+        }
+    };
+    let GroupStatus { commit, membership, .. } = status;
+    let members = ids.into_iter().map(|id| (id, member(id))).collect();
+    Ok(Group { leader: peers.me().id, commit, membership, members })
+}
+
+/// Tells the leader where this replica listens, until it knows. Its answer is also how
+/// a replica that was away hears that it was removed.
+///
+/// # Errors
+///
+/// The replica was removed, or its directory is another's: it must not go on.
+pub(crate) async fn announce(
+    peers: Arc<Peers>,
+    replica: Replica,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let announced = stop.run_until_cancelled(announce_until_known(&peers, &replica)).await;
+    if let Some(Err(refused)) = announced {
+        bail!("{}", refused.message());
+    }
+    stop.cancelled().await;
+    Ok(())
+}
+
+async fn announce_until_known(peers: &Peers, replica: &Replica) -> Result<(), Status> {
+    let me = peers.me();
+    loop {
+        // A leader tells itself.
+        if replica.standing().borrow().leads {
+            return Ok(());
+        }
+        for endpoint in places(me, replica) {
+            match timeout(ANNOUNCE_MAX, admit(me, &endpoint)).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) if status.code() == Code::FailedPrecondition => return Err(status),
+                Ok(Err(status)) => {
+                    tracing::debug!(endpoint, why = status.message(), "not announced")
+                }
+                Err(_) => tracing::debug!(endpoint, "not announced in time"),
+            }
+        }
+        tokio::time::sleep(ANNOUNCE_PAUSE).await;
+    }
+}
+
+/// Where the leader may be: first where this replica takes it to be.
+fn places(me: &Me, replica: &Replica) -> Vec<String> {
+    let state = replica.view();
+    let leader = replica.standing().borrow().leader;
+    let others = state.replicas().filter(|row| row.id != me.id && !row.removed);
+    let mut rows: Vec<_> = others.collect();
+    rows.sort_by_key(|row| Some(row.id) != leader);
+    rows.into_iter().map(|row| row.endpoint.clone()).collect()
+}
+
+async fn admit(me: &Me, endpoint: &str) -> Result<v1::AdmitReplicaResponse, Status> {
+    let channel = me.dialler.channel(endpoint);
+    let channel = channel.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let request = v1::AdmitReplicaRequest {
+        storage_id: me.storage_id.clone(),
+        endpoint: me.endpoint.clone(),
+        feature_level: FEATURE_LEVEL,
+        cluster_id: me.cluster_id.clone(),
+        own_origin: me.own_origin,
+    };
+    ClusterClient::new(channel).admit_replica(request).await.map(tonic::Response::into_inner)
+}
+
+/// What this replica says of itself.
+pub(crate) fn update(me: &Me) -> Proposal {
+    Proposal::UpdateReplica {
+        replica: me.id,
+        storage_id: me.storage_id.clone(),
+        endpoint: me.endpoint.clone(),
+        level: FEATURE_LEVEL,
+    }
+}
+
+/// The change as Raft has it. Learners change one at a time, voters in a joint
+/// configuration that stays until a change of its own ends it.
+fn to_raft(change: &Change) -> ConfChangeV2 {
+    let one = |kind, id| {
+        let mut one = ConfChangeSingle::default();
+        one.set_change_type(kind);
+        one.node_id = id;
+        one
+    };
+    let mut all = ConfChangeV2::default();
+    match change {
+        Change::AddLearner(id) => all.changes.push(one(ConfChangeType::AddLearnerNode, *id)),
+        Change::RemoveLearner(id) => all.changes.push(one(ConfChangeType::RemoveNode, *id)),
+        Change::Voters { add, remove } => {
+            all.set_transition(ConfChangeTransition::Explicit);
+            let add = add.iter().map(|id| one(ConfChangeType::AddNode, *id));
+            let remove = remove.iter().map(|id| one(ConfChangeType::RemoveNode, *id));
+            all.changes.extend(add.chain(remove));
+        }
+        // The empty change ends it. A transfer is none.
+        Change::LeaveJoint | Change::Transfer(_) => (),
+    }
+    all
+}
