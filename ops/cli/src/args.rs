@@ -63,6 +63,8 @@ pub enum Verb {
     Allow(Allow),
     /// The coordinators of a farm
     Cluster(crate::cluster::Cluster),
+    /// Serve as a whole farm of several processes on this machine, to try it out
+    Dev(crate::dev::Dev),
 }
 
 /// What is submitted, and as what.
@@ -588,6 +590,8 @@ mod tests {
             "allow serial:7f",
             "agent --join t --coordinator https://h:1 --data-dir d",
             "artifacts get run-1 dist --dir out",
+            "dev",
+            "dev --coordinators 3 --agents 4 --dir d --slots 1",
             "cluster status --json",
             "cluster add",
             "cluster remove 3 --force",
@@ -613,6 +617,7 @@ mod tests {
             "submit --coordinator unix:/s --artifacts out",
             "logs 1 test --step 0",
             "runs -n 0",
+            "dev --coordinators 0",
             "token create --uses 0",
             "token create --role root",
             "artifacts get 1",

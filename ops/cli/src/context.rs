@@ -92,6 +92,16 @@ pub fn require(farm: &args::Farm) -> Result<Named, Failure> {
     })
 }
 
+/// The farm of a context file.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] where the file, or what it says, is wrong.
+pub fn load(path: &Path) -> Result<Coordinators, Failure> {
+    let said = Said { coordinator: None, context: Some(path.to_owned()), arguments: String::new() };
+    named(said).map(|named| named.coordinators)
+}
+
 /// The command line is stronger than the environment, and endpoints are stronger than
 /// those of a context, of which then only the certificate counts.
 fn said(farm: &args::Farm, variable: impl Fn(&str) -> Option<String>) -> Option<Said> {

@@ -15,6 +15,7 @@ mod connect;
 mod context;
 mod coordinator;
 mod coordinators;
+mod dev;
 mod diagnostics;
 mod exit;
 mod explain;
@@ -93,6 +94,7 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
             Verb::Cancel(args) => Box::pin(cancel::run(args)).await,
             Verb::Explain(args) => Box::pin(explain::run(args)).await,
             Verb::Retry(args) => Box::pin(retry::run(args)).await,
+            Verb::Dev(args) => Box::pin(dev::run(args)).await,
             Verb::Cluster(args) => Box::pin(cluster::run(args)).await,
             Verb::Artifacts(args) => {
                 let ArtifactsVerb::Get(args) = args.verb;

@@ -272,7 +272,7 @@ pub fn make_state(data_dir: &Path) -> std::io::Result<()> {
 }
 
 /// Takes the state for this process. The lock ends with the process, however it ends.
-fn lock(data_dir: &Path) -> Result<Flock<File>, Failure> {
+pub fn lock(data_dir: &Path) -> Result<Flock<File>, Failure> {
     let path = data_dir.join("LOCK");
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     let file = file.with_context(|| format!("cannot open `{}`", path.display()))?;

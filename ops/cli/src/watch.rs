@@ -10,6 +10,7 @@ use crate::reach::{Reach, run_id};
 use crate::screen::{Screen, Stream};
 use crate::signals::Signals;
 use crate::summary::{Summary, job_table};
+use crate::text::{clean, count};
 
 /// Follows the run. INT and TERM end the watching, not the run.
 ///
@@ -23,7 +24,9 @@ pub async fn run(args: args::Watch) -> Result<Ended, Failure> {
     let reach = Reach::new(&args.coordinated).await?;
     let mut screen = Screen::new(if args.json { Stream::Stderr } else { Stream::Stdout });
     let watched = async {
-        reach.run(id).await?;
+        let run = reach.run(id).await?;
+        let jobs = count(run.jobs.len() as u64, "job");
+        screen.line(format!("{id}: {}, {jobs} so far", clean(&run.name)));
         let options = Options {
             verbose: args.verbose,
             cancel_on_signal: false,
