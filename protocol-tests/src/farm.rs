@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Longest wait for any condition. Far beyond what is expected, for the machine may be busy.
 const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Between two looks at a condition that has no event to wait for.
@@ -39,6 +42,14 @@ impl Farm {
     /// The folder for what a test writes itself.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// An empty file that every job can write to, whomever it runs as.
+    pub fn shared_file(&self, name: &str) {
+        let path = self.dir().join(name);
+        File::options().create(true).append(true).open(&path).expect("make a file");
+        let open = std::fs::Permissions::from_mode(0o666);
+        std::fs::set_permissions(&path, open).expect("open the file to jobs");
     }
 
     /// The coordinator's endpoint.
@@ -116,7 +127,9 @@ impl Farm {
         self.spawn(name, args, false)
     }
 
-    fn spawn(&self, name: &str, args: &[&str], capture: bool) -> Process {
+    /// Starts `stead` with these arguments; what it prints is kept for
+    /// [`Process::finish`] if `capture`, and else goes to the log of its name.
+    pub fn spawn(&self, name: &str, args: &[&str], capture: bool) -> Process {
         let log = File::options()
             .create(true)
             .append(true)
@@ -139,6 +152,7 @@ impl Farm {
             .args(args)
             .current_dir(self.dir())
             .env_remove("STEADING_COORDINATOR")
+            .env_remove("STEADING_CONTEXT")
             .env("GIT_CEILING_DIRECTORIES", self.dir())
             .stdin(Stdio::null());
         command
@@ -149,6 +163,24 @@ impl Process {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn terminate(mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.child.wait().expect("reap");
+        assert!(status.success(), "{} did not stop well: {status}", self.name);
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("look at a child").is_none()
     }
 
     /// Kills it with -9 and waits until it is gone.

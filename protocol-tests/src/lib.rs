@@ -1,5 +1,6 @@
 //! Conformance, cluster, crash and simulation tests: what needs more than one
 //! crate. Nothing imports this.
 
+pub mod cluster;
 pub mod farm;
 pub mod replica_kit;
