@@ -16,7 +16,7 @@ use raft::{RawNode, StateRole};
 use steading_core::{Effect, FEATURE_LEVEL, Proposal, Rejection, State};
 use steading_model::Timestamp;
 use steading_model::codec::{Decode, DecodeError, Encode, Reader};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::log::Log;
 use super::membership::Membership;
@@ -91,6 +91,25 @@ pub(crate) struct Output {
     pub(crate) members: bool,
     /// For other members.
     pub(crate) messages: Vec<Message>,
+    /// Where a leader's messages go while it writes. Its followers write at the same time.
+    pub(crate) early: Option<mpsc::Sender<Vec<Message>>>,
+}
+
+impl Output {
+    /// What is not taken goes with the others, once all is written.
+    fn send_early(&mut self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        match &self.early {
+            None => self.messages.extend(messages),
+            Some(early) => {
+                if let Err(error) = early.try_send(messages) {
+                    self.messages.extend(error.into_inner());
+                }
+            }
+        }
+    }
 }
 
 /// A member.
@@ -232,7 +251,7 @@ impl Node {
         self.ask_reads(output);
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
-            output.messages.extend(ready.take_messages());
+            output.send_early(ready.take_messages());
             let staged = self.staged_for(ready.snapshot())?;
             let restart = staged.as_ref().map(Staged::restart);
             let must_sync = ready.must_sync() || staged.is_some();

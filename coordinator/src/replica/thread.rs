@@ -224,7 +224,8 @@ impl Thread {
     }
 
     fn round(&mut self, mut wave: Wave) -> Result<(), ReplicaError> {
-        let mut output = Output::default();
+        let early = (!self.node.is_alone()).then(|| self.group.outbound.clone());
+        let mut output = Output { early, ..Output::default() };
         if let Some(kept) = wave.kept {
             self.node.kept(kept);
         }

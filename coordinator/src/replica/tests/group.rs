@@ -34,6 +34,14 @@ async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
     }
     register(&first, "two").await;
     group.knows(3, "two").await;
+    let follower = group.replica(2);
+    assert_eq!(follower.read_barrier().await, Err(ProposeError::NotLeader));
+    register(&first, "seen").await;
+    follower.read_barrier_anywhere().await.unwrap();
+    assert!(follower.view().agent_by_name("seen").is_some(), "it was acknowledged before");
+    let leave = change(&[1], ConfChangeType::RemoveNode);
+    let refused = first.change_membership(leave).await;
+    assert!(matches!(refused, Err(ProposeError::Membership(_))), "{refused:?}");
 
     group.stop(1).await;
     let leader = group.leader_of(&[2, 3]).await;

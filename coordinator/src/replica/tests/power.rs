@@ -17,10 +17,10 @@ use crate::replica::image_memory::MemStore;
 use crate::replica::keeper::{Job, Keeper};
 use crate::replica::node::{ELECTION_TICKS, Node, Output, Staged};
 use crate::replica::open::{Opened, Place, open};
-use crate::replica::sim_fs::{Dice, SimFs};
+use crate::replica::sim_fs::{Dice, Faults, SimFs};
 use crate::replica::vfs::{Vfs, read_all};
 use crate::replica::wal::Position;
-use crate::replica::{Cadence, Joined, ProposeError, snapshot};
+use crate::replica::{Cadence, Joined, ProposeError, ReplicaError, snapshot};
 
 const CLUSTER: &str = "07070707070707070707070707070707";
 
@@ -37,9 +37,11 @@ fn what_was_acknowledged_survives_power_cuts_of_any_members() {
         seen.cuts += story.seen.cuts;
         seen.snapshots += story.seen.snapshots;
         seen.leaders += story.leaders.len();
+        seen.failures += story.seen.failures;
     }
     // The faults that this is about did happen.
     assert!(seen.acknowledged > 500 && seen.cuts > 300, "{seen:?}");
+    assert!(seen.failures > 10, "{seen:?}");
     assert!(seen.snapshots > 50 && seen.leaders > 150, "{seen:?}");
 }
 
@@ -49,6 +51,7 @@ struct Seen {
     cuts: usize,
     snapshots: usize,
     leaders: usize,
+    failures: usize,
 }
 
 type Answer = oneshot::Receiver<Result<Vec<Effect>, ProposeError>>;
@@ -60,6 +63,8 @@ struct Member {
     live: Option<(Node, Keeper)>,
     /// What the keeper is at.
     job: Option<Job>,
+    /// Failures of the disk that were seen.
+    failures: u64,
     waiting: Vec<(String, Answer)>,
 }
 
@@ -115,8 +120,11 @@ impl Story {
             55..=57 => self.keep(id),
             58 => self.members[&id].fs.cut_power_after(self.dice.below(60)),
             59 if self.dice.chance(1, 3) => self.power_cycle(id),
+            62 if self.dice.chance(1, 6) => self.members[&id]
+                .fs
+                .set_faults(Faults { fail_sync_in: Some(self.dice.below(8)), ..Faults::default() }),
             60 if self.dice.chance(1, 3) => drop(self.with(id, |node, _| node.transfer(None))),
-            61 => drop(self.with(id, |node, _| node.seal().is_ok())),
+            61 => drop(self.with_failing(id, |node, _| node.seal())),
             _ => self.start(id),
         }
     }
@@ -125,6 +133,7 @@ impl Story {
     fn settle(&mut self) {
         self.calm = true;
         for id in 1..=4 {
+            self.members[&id].fs.set_faults(Faults::default());
             self.power_cycle(id);
             self.start(id);
         }
@@ -230,8 +239,8 @@ impl Story {
         let staged = receive(&member.fs, &bytes, at);
         let Some(staged) = staged else { return false };
         let message = message.clone();
-        self.with(message.to, |node, output| node.install(staged, message, output).is_ok())
-            .unwrap_or(false)
+        self.with_failing(message.to, |node, output| node.install(staged, message, output))
+            .is_some()
     }
 
     fn propose(&mut self, id: u64) {
@@ -328,20 +337,34 @@ impl Story {
                 member.live = Some((node, keeper));
                 self.with(id, |_, _| ());
             }
-            // The power went while it started.
-            Err(_) if member.fs.is_off() => (),
+            // The power went while it started, or a sync failed.
+            Err(_) if member.fs.is_off() || member.fs.failures() > member.failures => {
+                member.failures = member.fs.failures();
+            }
             Err(error) => panic!("seed {}: {id} does not start: {error:?}", self.seed),
         }
     }
 
     /// Lets a live member do something, and everything that follows from it.
     fn with<T>(&mut self, id: u64, run: impl FnOnce(&mut Node, &mut Output) -> T) -> Option<T> {
+        self.with_failing(id, |node, output| Ok(run(node, output)))
+    }
+
+    fn with_failing<T>(
+        &mut self,
+        id: u64,
+        run: impl FnOnce(&mut Node, &mut Output) -> Result<T, ReplicaError>,
+    ) -> Option<T> {
         let member = self.members.get_mut(&id)?;
         let (node, _) = member.live.as_mut()?;
         let mut output = Output::default();
         let result = run(node, &mut output);
-        if let Err(error) = node.process(&mut output) {
-            assert!(member.fs.is_off(), "seed {}: {id} stops: {error:?}", self.seed);
+        let result = result.and_then(|done| node.process(&mut output).map(|()| done));
+        if let Err(error) = &result {
+            let failed = member.fs.failures() > member.failures;
+            assert!(failed || member.fs.is_off(), "seed {}: {id} stops: {error:?}", self.seed);
+            self.seen.failures += usize::from(failed);
+            member.failures = member.fs.failures();
             // Nobody hears of what it did in its last round.
             (member.live, member.job) = (None, None);
             member.waiting.clear();
@@ -359,7 +382,7 @@ impl Story {
             assert_eq!(leader, id, "seed {}: two lead in term {}", self.seed, status.term);
         }
         self.hear(id);
-        Some(result)
+        result.ok()
     }
 
     fn hear(&mut self, id: u64) {
