@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use steading_core::{Proposal, Rejection};
+use steading_core::{FEATURE_LEVEL, Proposal, Rejection};
 use steading_proto::v1;
 use steading_proto::v1::cluster_client::ClusterClient;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -18,9 +18,6 @@ use crate::peers::policy::{Change, Group, Member, due};
 use crate::peers::{Me, Peers};
 use crate::replica::{GroupStatus, ProposeError, Replica};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
-
-/// The newest kinds of proposals that this version knows.
-pub(crate) const FEATURE_LEVEL: u32 = 1;
 
 /// How often the leader looks after the group where no change wakes it.
 const PERIOD: Duration = Duration::from_millis(100);

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
+use steading_core::FEATURE_LEVEL;
 use steading_proto::v1::cluster_client::ClusterClient;
 use steading_proto::{leader, v1};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use crate::config::Config;
-use crate::group::FEATURE_LEVEL;
 use crate::peers::Dialler;
 use crate::replica::Joined;
 use crate::secrets::store_key;
