@@ -66,6 +66,9 @@ pub struct Config {
     /// keeps to its group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub join: Vec<String>,
+    /// The token that gets it a certificate first, where the others want one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token: Option<String>,
 }
 
 /// The files of a CA, PEM.
@@ -163,6 +166,7 @@ impl Config {
             object_store: None,
             advertise: None,
             join: Vec::new(),
+            join_token: None,
         }
     }
 

@@ -1,14 +1,16 @@
 //! Where the parts meet.
 
+mod failure;
+mod parts;
+
 use std::future::Future;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use raft::eraftpb::Message;
-use steading_cas::{ActionCache, Front, Store, StoreOptions};
+use steading_cas::{ActionCache, Store};
 use steading_proto::tls;
 use steading_proto::v1::agents_server::AgentsServer;
 use steading_proto::v1::backups_server::BackupsServer;
@@ -33,27 +35,21 @@ use crate::api::cluster::ClusterService;
 use crate::api::explain::Waits;
 use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
-use crate::auth::{Connections, Gate, Trust};
+use crate::auth::{Gate, Trust};
 use crate::backup::BackupsService;
-use crate::claims::Claims;
-use crate::config::{Config, ObjectStore};
-use crate::disk::Disk;
+use crate::config::Config;
 use crate::dispatcher::Dispatcher;
-use crate::documents::Documents;
 use crate::effects::Effects;
 use crate::forward::{Forward, ForwardLayer};
-use crate::identity::{Credentials, IdentitiesService, JoinService, Secured};
-use crate::leadership::Leadership;
-use crate::leases::Leases;
-use crate::logs::Logs;
-use crate::peers::{self, Dialler, Me, Peers, ReplicationService};
+use crate::identity::{Credentials, IdentitiesService, JoinService};
+use crate::peers::{self, Dialler, ReplicationService};
 use crate::planner::Planner;
-use crate::progress::Progress;
-use crate::replica::{DirLock, Joined, Notice, Options, Replica, ReplicaThread, Started};
-use crate::run_watch::{self, RunWatch};
-use crate::secrets::Sealer;
-use crate::sessions::Sessions;
-use crate::{expiry, group, join, origin, retention, unplaceable};
+use crate::replica::{DirLock, Notice, ReplicaThread};
+use crate::run_watch;
+use crate::{expiry, group, origin, retention, unplaceable};
+
+use failure::Failure;
+use parts::{Opened, Parts};
 
 /// How long connections may take to end once their listener has stopped.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -100,39 +96,6 @@ pub struct Coordinator {
     _lock: DirLock,
 }
 
-/// What more than one service or task uses.
-#[derive(Clone, Debug)]
-struct Parts {
-    replica: Replica,
-    leadership: Leadership,
-    documents: Arc<Documents>,
-    actions: ActionCache,
-    logs: Arc<Logs>,
-    sessions: Arc<Sessions>,
-    leases: Arc<Leases>,
-    claims: Arc<Claims>,
-    progress: Arc<Progress>,
-    watch: Arc<RunWatch>,
-    /// The other coordinators; none where nobody could reach this one.
-    peers: Option<Arc<Peers>>,
-    shares_origin: bool,
-    secured: Secured,
-    connections: Arc<Connections>,
-    sources_are_local: bool,
-    finished_runs_kept: usize,
-    data_dir: PathBuf,
-    disk: Disk,
-    unplaceable: Duration,
-}
-
-/// Why a background task ended by itself. A coordinator that has lost one looks healthy
-/// and strands work, so that the first to end ends all.
-#[derive(Debug, Default)]
-struct Failure {
-    first: Mutex<Option<anyhow::Error>>,
-    happened: CancellationToken,
-}
-
 impl Coordinator {
     /// Opens the data directory and starts the replica and the tasks.
     ///
@@ -143,19 +106,9 @@ impl Coordinator {
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.validate()?;
         let lock = DirLock::take(&config.data_dir).context("lock the data directory")?;
-        let empty = !config.data_dir.join("replica").join("node.json").exists();
-        let joined = match &config.advertise {
-            Some(advertise) if empty && !config.join.is_empty() => {
-                let dialler = Dialler::default();
-                Some(join::join(&config, advertise, &dialler).await.context("join")?)
-            }
-            None if empty && !config.join.is_empty() => {
-                anyhow::bail!("`join` wants `advertise`: the others have to reach this coordinator")
-            }
-            _ => None,
-        };
+        let joined = parts::join(&config).await?;
         let opening = config.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&opening, joined)).await;
+        let opened = tokio::task::spawn_blocking(move || parts::open(&opening, joined)).await;
         let Opened { parts, thread, notices, outbound } =
             opened.context("open the data directory")??;
         let coordinator = Self {
@@ -452,7 +405,7 @@ impl Coordinator {
             let service = ReplicationService { peers: Arc::clone(peers), stop: stop.clone() };
             ReplicationServer::new(service).max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
         });
-        let dialler = Dialler { secured: parts.secured.clone() };
+        let dialler = Dialler { secured: parts.secured.clone(), identity: None };
         let dial: crate::forward::Dial = Arc::new(move |to| Ok(dialler.channel(to)?));
         let forward = Forward::new(parts.leadership.clone(), dial, stop.clone());
         let fleet = FleetServer::new(FleetService {
@@ -502,88 +455,5 @@ impl Drop for Coordinator {
     /// Its replica has a thread of its own, which would go on for nobody.
     fn drop(&mut self) {
         self.parts.replica.stop();
-    }
-}
-
-struct Opened {
-    parts: Parts,
-    thread: ReplicaThread,
-    notices: mpsc::Receiver<Notice>,
-    outbound: mpsc::Receiver<Vec<Message>>,
-}
-
-/// Blocks.
-fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Opened> {
-    let dir = &config.data_dir;
-    let disk = Disk::new(dir, config.disk_low_bytes, config.ballast_bytes);
-    disk.make_room_to_start();
-    let origin = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
-    // In front of an origin it is a copy, and whatever is read from it is hashed.
-    let durable = origin.is_none();
-    let options = StoreOptions { bytes_max: config.store_bytes_max, durable };
-    let store = Store::open(&dir.join("cas"), options).context("open the store")?;
-    let actions = ActionCache::open(&store).context("open the action cache")?;
-    let front = Front::new(store, actions.clone(), origin);
-    let sealer = Sealer::open(&dir.join("seal.key")).context("open the key for secrets")?;
-    let logs = Logs::open(&dir.join("logs")).context("open the logs")?;
-    let options = Options {
-        segment_bytes: config.segment_bytes,
-        join: joined,
-        ..Options::server(dir.join("replica"))
-    };
-    let Started { replica, thread, notices, outbound } =
-        Replica::start(options).context("start the replica")?;
-    let secured = Secured::default();
-    let peers = me(config, &replica, &secured).map(|me| Arc::new(Peers::new(me, replica.clone())));
-    let parts = Parts {
-        leadership: Leadership::new(replica.clone()),
-        replica,
-        documents: Arc::new(Documents::new(front, sealer)),
-        actions,
-        logs: Arc::new(logs),
-        sessions: Arc::default(),
-        leases: Arc::default(),
-        claims: Arc::default(),
-        progress: Arc::default(),
-        watch: Arc::default(),
-        peers,
-        shares_origin: config.shares_origin(),
-        secured,
-        connections: Arc::default(),
-        sources_are_local: config.sources_are_local,
-        finished_runs_kept: config.finished_runs_kept,
-        data_dir: dir.clone(),
-        disk,
-        unplaceable: Duration::from_millis(config.unplaceable_ms),
-    };
-    Ok(Opened { parts, thread, notices, outbound })
-}
-
-/// Who this coordinator is to others, if they can reach it: where it is told that they
-/// do, or where they did before.
-fn me(config: &Config, replica: &Replica, secured: &Secured) -> Option<Me> {
-    let recorded = || Some(replica.view().replica(replica.id())?.endpoint.clone());
-    Some(Me {
-        endpoint: config.advertise.clone().or_else(recorded)?,
-        cluster_id: replica.cluster_id().to_owned(),
-        id: replica.id(),
-        storage_id: replica.storage_id().to_owned(),
-        own_origin: !config.shares_origin(),
-        dialler: Dialler { secured: secured.clone() },
-    })
-}
-
-impl Failure {
-    fn report(&self, error: anyhow::Error) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(error);
-        drop(first);
-        self.happened.cancel();
-    }
-
-    /// The first failure, for the first who asks.
-    fn take(&self) -> anyhow::Error {
-        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        first.unwrap_or_else(|| anyhow::anyhow!("a part of the coordinator failed"))
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct EndpointError(String);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Dialler {
     pub(crate) secured: Secured,
+    /// Of one that is about to join.
+    pub(crate) identity: Option<Arc<tls::Identity>>,
 }
 
 impl Dialler {
@@ -41,10 +43,10 @@ impl Dialler {
     /// [`EndpointError`].
     pub(crate) fn channel(&self, endpoint: &str) -> Result<Channel, EndpointError> {
         if endpoint.starts_with("https://") {
-            let credentials =
-                self.secured.get().ok_or_else(|| EndpointError(endpoint.to_owned()))?;
-            return tls::channel(endpoint, Arc::clone(&credentials.identity))
-                .map_err(|_| EndpointError(endpoint.to_owned()));
+            let secured = self.secured.get().map(|credentials| &credentials.identity);
+            let error = || EndpointError(endpoint.to_owned());
+            let identity = self.identity.as_ref().or(secured).ok_or_else(error)?;
+            return tls::channel(endpoint, Arc::clone(identity)).map_err(|_| error());
         }
         let no_address = Endpoint::from_static("http://coordinator.steading.internal")
             .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -328,6 +328,9 @@ pub struct Coordinator {
     /// Coordinators whose group an empty directory joins, separated by commas
     #[arg(long, value_name = "ENDPOINT,...", value_delimiter = ',')]
     pub join: Vec<String>,
+    /// As `stead token create --role coordinator` printed it; needed once, over https
+    #[arg(long, value_name = "TOKEN", requires = "join")]
+    pub token: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -165,9 +165,13 @@ fn line_to_join(status: &v1::ClusterStatus) -> String {
     let endpoints: Vec<_> = members.iter().map(|member| clean(&member.endpoint)).collect();
     let insecure = endpoints.iter().any(|endpoint| endpoint.starts_with("http://"));
     let flag = if insecure { " --insecure-loopback" } else { "" };
+    let tls = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+    // Made apart: it is a secret, and of use once.
+    let token =
+        if tls { " --token TOKEN  # of `stead token create --role coordinator`" } else { "" };
+    let join = endpoints.join(",");
     format!(
-        "stead coordinator --data-dir DIR --listen ADDRESS{flag} --join {}",
-        endpoints.join(",")
+        "stead coordinator --data-dir DIR --listen ADDRESS{flag} --object-store DIR|URL --join {join}{token}"
     )
 }
 
@@ -272,7 +276,7 @@ mod tests {
         assert_eq!(
             line_to_join(&group()),
             "stead coordinator --data-dir DIR --listen ADDRESS --insecure-loopback \
-             --join http://127.0.0.1:2,http://127.0.0.1:1"
+             --object-store DIR|URL --join http://127.0.0.1:2,http://127.0.0.1:1"
         );
     }
 

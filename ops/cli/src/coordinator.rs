@@ -42,6 +42,7 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
     config.advertise = args.advertise;
     config.join = args.join;
+    config.join_token = args.token;
     // Bound first, so that the others can be told where this one is, whatever port it got.
     let mut listeners = Vec::new();
     for address in &addresses {
