@@ -4,3 +4,4 @@
 pub mod cluster;
 pub mod farm;
 pub mod replica_kit;
+pub mod sim;

@@ -4,6 +4,20 @@
 //! [`placement::place`] decides who should run what on a version of the state,
 //! and its decisions come back as a proposal that is checked like any other.
 
+/// Whether a bug is there on purpose; never in a product. See [`mutation`].
+#[cfg(any(test, feature = "testkit"))]
+macro_rules! has_bug {
+    ($bug:ident) => {
+        crate::mutation::is_on(crate::mutation::Mutation::$bug)
+    };
+}
+#[cfg(not(any(test, feature = "testkit")))]
+macro_rules! has_bug {
+    ($bug:ident) => {
+        false
+    };
+}
+
 mod agent;
 mod artifact;
 mod attempt;
@@ -20,6 +34,8 @@ mod job;
 mod lease;
 mod level;
 mod limits;
+#[cfg(any(test, feature = "testkit"))]
+pub mod mutation;
 mod outstanding;
 pub mod placement;
 mod proposal;

@@ -124,6 +124,8 @@ impl State {
             self.settle(&mut turn);
             self.commit(&mut writes);
             self.meta.version = turn.version;
+        } else if has_bug!(ApplyRejectionPartially) {
+            self.commit(&mut writes);
         } else {
             self.undo();
             self.meta.counters = counters;

@@ -21,6 +21,8 @@ mod reads;
 mod salvage;
 #[cfg(any(test, feature = "testkit"))]
 pub mod sim_fs;
+#[cfg(feature = "testkit")]
+pub mod sim_member;
 mod slog_bridge;
 mod snapshot;
 #[cfg(any(test, feature = "testkit"))]

@@ -93,6 +93,9 @@ pub(crate) struct Output {
     pub(crate) messages: Vec<Message>,
     /// Where a leader's messages go while it writes. Its followers write at the same time.
     pub(crate) early: Option<mpsc::Sender<Vec<Message>>>,
+    /// Every wave that was applied, for whoever checks what came of it.
+    #[cfg(feature = "testkit")]
+    pub(crate) waves: Vec<(u64, Timestamp, Vec<Proposal>)>,
 }
 
 impl Output {
@@ -255,6 +258,11 @@ impl Node {
             let staged = self.staged_for(ready.snapshot())?;
             let restart = staged.as_ref().map(Staged::restart);
             let must_sync = ready.must_sync() || staged.is_some();
+            #[cfg(feature = "testkit")]
+            let must_sync = must_sync
+                && !steading_core::mutation::is_on(
+                    steading_core::mutation::Mutation::AcknowledgeBeforeSync,
+                );
             let entries = ready.take_entries();
             let hard_state = ready.hs().cloned();
             self.raw.mut_store().append(restart, entries, hard_state.as_ref(), must_sync)?;
@@ -325,6 +333,8 @@ impl Node {
         let undecodable = |source| ReplicaError::Entry { index: entry.index, source };
         let (now, proposals) = decode_wave(&entry.data).map_err(undecodable)?;
         self.now = self.now.max(now);
+        #[cfg(feature = "testkit")]
+        output.waves.push((entry.index, now, proposals.clone()));
         let waiting = self.waiters.remove(&entry.index);
         let mut outcomes: Vec<Result<Vec<Effect>, Rejection>> = Vec::new();
         for proposal in proposals {

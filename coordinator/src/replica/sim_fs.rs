@@ -175,6 +175,16 @@ impl SimFs {
         self.disk().failures
     }
 
+    /// Bytes of all files.
+    pub fn used(&self) -> u64 {
+        self.disk().used()
+    }
+
+    /// A power cut that is to come is called off.
+    pub fn calm(&self) {
+        self.disk().fuse = None;
+    }
+
     /// Whether the power is off.
     pub fn is_off(&self) -> bool {
         self.disk().dead

@@ -1,0 +1,348 @@
+//! One member of a simulated group: the real node, log and keeper without threads
+//! and clocks, told what time it is and what came in. For the simulator.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use raft::StateRole;
+use raft::eraftpb::{Message, MessageType};
+use steading_core::{Effect, Proposal, State};
+use steading_model::Timestamp;
+use steading_model::codec::Encode;
+use tokio::sync::oneshot;
+
+use super::ProposeError;
+use super::identity::Identity;
+use super::image::ImageStore;
+use super::keeper::Keeper;
+use super::membership::Membership;
+use super::node::{ELECTION_TICKS, Node, Output, ReplicaError, Staged};
+use super::open::{Opened, Place, StartError, open};
+use super::snapshot::{self, Header, SnapshotError};
+use super::testkit::{Answer, Layout};
+use super::wal::{Position, Promise, Wal, WalOptions};
+
+/// Where a group's log begins, as [`open`] has it.
+const GENESIS: Position = Position { index: 1, term: 1 };
+
+/// A message to another member, and the snapshot that it speaks of.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    message: Message,
+    snapshot: Option<Arc<Vec<u8>>>,
+}
+
+impl Letter {
+    /// The member that it is for.
+    pub const fn to(&self) -> u64 {
+        self.message.to
+    }
+
+    /// Whether it brings a snapshot, so that its sender is to hear whether it arrived.
+    pub const fn is_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// What it says, in a few words.
+    pub fn kind(&self) -> String {
+        let message = &self.message;
+        let (entries, reject) = (message.entries.len(), if message.reject { " no" } else { "" });
+        let (term, index) = (message.term, message.index);
+        format!(
+            "{:?} t{term} i{index} +{entries} c{}{reject}",
+            message.get_msg_type(),
+            message.commit
+        )
+    }
+}
+
+/// What came of a round. Numbers are the caller's.
+#[derive(Debug, Default)]
+pub struct Happened {
+    pub letters: Vec<Letter>,
+    pub answers: Vec<(u64, Answer)>,
+    pub reads: Vec<(u64, Result<(), ProposeError>)>,
+    /// Of a leader's accepted proposals.
+    pub effects: Vec<Effect>,
+    /// Leads from now on, with everything before applied.
+    pub leads: bool,
+    pub applied: bool,
+    /// Index, time and proposals of every wave that was applied.
+    pub waves: Vec<(u64, Timestamp, Vec<Proposal>)>,
+}
+
+/// A member. Its thread's work, step by step.
+#[derive(Debug)]
+pub struct Member {
+    node: Node,
+    keeper: Keeper,
+    output: Output,
+    answers: VecDeque<(u64, oneshot::Receiver<Answer>)>,
+    reads: VecDeque<(u64, oneshot::Receiver<Result<(), ProposeError>>)>,
+    /// Of the elections' chances: Raft's own are not replayed.
+    seed: u64,
+    ticks: u64,
+    election_ticks: usize,
+    /// What a snapshot made it stop for.
+    failed: Option<ReplicaError>,
+}
+
+impl Member {
+    /// Makes the directory of a founding member, one of `voters`: what each would have if
+    /// the others had joined the first one at the very beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub fn found(layout: &Layout, id: u64, voters: &[u64]) -> Result<(), StartError> {
+        let identity = Identity { replica_id: id, ..Identity::first([id as u8; 32]) };
+        let options = WalOptions {
+            dir: layout.dir.join("wal"),
+            id: identity.log_id(),
+            segment_bytes: layout.segment_bytes,
+            frame_bytes: layout.frame_bytes,
+            background: false,
+        };
+        let promise = Promise { term: GENESIS.term, vote: 0, commit: GENESIS.index };
+        let snapshots = layout.dir.join("snapshots");
+        for dir in [&layout.dir, &snapshots] {
+            let failed = |source| StartError::Io { path: dir.clone(), source };
+            layout.vfs.create_dir(dir).map_err(failed)?;
+        }
+        let state = State::default();
+        let membership = Membership { voters: voters.to_vec(), ..Membership::default() };
+        let header = Header { at: GENESIS, membership, chain: state.chain() };
+        snapshot::write(&*layout.vfs, &snapshots, &header, &state)?;
+        Wal::create(Arc::clone(&layout.vfs), options, GENESIS, promise)?;
+        Ok(identity.store(&*layout.vfs, &layout.dir)?)
+    }
+
+    /// Opens the directory. `seed` decides its elections' timing.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub fn open(
+        layout: &Layout,
+        store: Box<dyn ImageStore>,
+        seed: u64,
+    ) -> Result<Self, StartError> {
+        let place = Place {
+            vfs: layout.vfs.clone(),
+            dir: layout.dir.clone(),
+            segment_bytes: layout.segment_bytes,
+            frame_bytes: layout.frame_bytes,
+            background: false,
+            cadence: layout.cadence,
+            join: None,
+        };
+        let Opened { node, keeper, .. } = open(&place, store, || Ok([7; 32]))?;
+        let mut member = Self {
+            node,
+            keeper,
+            output: Output::default(),
+            answers: VecDeque::new(),
+            reads: VecDeque::new(),
+            seed,
+            ticks: 0,
+            election_ticks: ELECTION_TICKS,
+            failed: None,
+        };
+        member.draw_election();
+        Ok(member)
+    }
+
+    /// Time passed: one tick.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+        self.node.tick();
+        self.draw_election();
+    }
+
+    /// A message of another member came in. One that makes no sense is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`]: a snapshot came in and could not be kept. Nothing happened.
+    pub fn step(&mut self, letter: Letter) -> Result<(), SnapshotError> {
+        let Letter { message, snapshot } = letter;
+        match snapshot {
+            None => self.node.step(message),
+            Some(bytes) => {
+                let staged = self.take_snapshot(&message, &bytes)?;
+                self.failed = self.node.install(staged, message, &mut self.output).err();
+            }
+        }
+        self.draw_election();
+        Ok(())
+    }
+
+    /// As it comes in from another replica: written, synced, read back, in place.
+    fn take_snapshot(&self, message: &Message, bytes: &[u8]) -> Result<Staged, SnapshotError> {
+        let metadata = message.get_snapshot().get_metadata();
+        let at = Position { index: metadata.index, term: metadata.term };
+        let (vfs, dir) = (&*self.keeper.vfs, &self.keeper.snapshots);
+        let path = snapshot::staged_path(dir, at);
+        let coming = path.with_extension("incoming");
+        let failed = |doing| {
+            let path = coming.clone();
+            move |source| SnapshotError::Io { doing, path, source }
+        };
+        let mut file = vfs.create(&coming).map_err(failed("make"))?;
+        file.write_at(0, bytes).map_err(failed("write"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        vfs.rename(&coming, &path).map_err(failed("rename"))?;
+        vfs.sync_dir(dir).map_err(failed("sync"))?;
+        let (header, state) = snapshot::load(vfs, &path)?;
+        Ok(Staged { header, state })
+    }
+
+    /// The file of the snapshot that a message speaks of.
+    fn snapshot_for(&self, message: &Message) -> Option<Arc<Vec<u8>>> {
+        let index = message.get_snapshot().get_metadata().index;
+        let path = snapshot::find(&*self.keeper.vfs, &self.keeper.snapshots, index).ok()?;
+        let file = self.keeper.vfs.open(&path).ok()?;
+        super::vfs::read_all(&*file).ok().map(Arc::new)
+    }
+
+    /// A snapshot that was sent arrived, or did not.
+    pub fn snapshot_sent(&mut self, to: u64, arrived: bool) {
+        self.node.snapshot_sent(to, arrived);
+    }
+
+    /// Makes a wave of the proposals; `clock` is this machine's.
+    pub fn propose(&mut self, clock: Timestamp, wave: Vec<(u64, Proposal)>) {
+        let mut waiting = Vec::with_capacity(wave.len());
+        for (number, proposal) in wave {
+            let (waiter, answer) = oneshot::channel();
+            self.answers.push_back((number, answer));
+            waiting.push((proposal.to_bytes(), waiter));
+        }
+        self.node.propose(clock, waiting, &mut self.output);
+    }
+
+    /// Hands leadership over, if it is this one's.
+    pub fn transfer(&mut self, to: u64) {
+        self.node.transfer(Some(to));
+    }
+
+    /// Asks for barriers.
+    pub fn read(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        let mut readers = Vec::new();
+        for number in numbers {
+            let (reader, answer) = oneshot::channel();
+            self.reads.push_back((number, answer));
+            readers.push(reader);
+        }
+        self.node.read(readers);
+    }
+
+    /// Does everything that is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaError`]: the replica stops, and nobody gets an answer.
+    pub fn process(&mut self) -> Result<Happened, ReplicaError> {
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        self.node.process(&mut self.output)?;
+        self.draw_election();
+        let output = std::mem::take(&mut self.output);
+        let mut letters = Vec::with_capacity(output.messages.len());
+        for message in output.messages {
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                letters.push(Letter { message, snapshot: None });
+                continue;
+            }
+            match self.snapshot_for(&message) {
+                None => self.node.snapshot_sent(message.to, false),
+                snapshot => letters.push(Letter { message, snapshot }),
+            }
+        }
+        let mut happened = Happened {
+            letters,
+            effects: output.effects,
+            leads: output.leads,
+            applied: output.applied,
+            waves: output.waves,
+            ..Happened::default()
+        };
+        if !output.answers.is_empty() {
+            output.answers.into_iter().for_each(|(waiter, answer)| drop(waiter.send(answer)));
+            happened.answers = ready(&mut self.answers);
+        }
+        if !output.reads.is_empty() {
+            output.reads.into_iter().for_each(|(reader, answer)| drop(reader.send(answer)));
+            happened.reads = ready(&mut self.reads);
+        }
+        Ok(happened)
+    }
+
+    /// Nothing came for a while: the log is sealed.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaError`]: the replica stops.
+    pub fn seal(&mut self) -> Result<(), ReplicaError> {
+        if self.node.wants_seal() { self.node.seal() } else { Ok(()) }
+    }
+
+    /// Does one thing that is due for image, snapshots and old segments.
+    pub fn keep(&mut self, clock_ms: u64) {
+        if let Some(job) = self.node.due(clock_ms) {
+            let kept = self.keeper.run(job);
+            self.node.kept(kept);
+        }
+    }
+
+    /// The state.
+    pub const fn state(&self) -> &State {
+        self.node.state()
+    }
+
+    /// Index of the last applied entry.
+    pub const fn applied(&self) -> u64 {
+        self.node.applied().index
+    }
+
+    /// The term, and the member that leads it as far as this one knows.
+    pub fn standing(&self) -> (u64, Option<u64>) {
+        let standing = self.node.standing();
+        (standing.term, standing.leader)
+    }
+
+    /// Whether it takes itself for the leader.
+    pub fn is_leader(&mut self) -> bool {
+        self.node.raw().raft.state == StateRole::Leader
+    }
+
+    /// Raft draws a new timeout whenever it resets its elections; from the seed, so that it
+    /// is replayed.
+    fn draw_election(&mut self) {
+        let ticks = self.ticks;
+        let seed = self.seed;
+        let raft = &mut self.node.raw().raft;
+        if raft.election_elapsed == 0 {
+            let mixed = (seed ^ ticks.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ raft.term << 32)
+                .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            self.election_ticks = ELECTION_TICKS + (mixed >> 33) as usize % ELECTION_TICKS;
+        }
+        let ticks = self.election_ticks;
+        self.node.raw().raft.set_randomized_election_timeout(ticks);
+    }
+}
+
+/// Takes what has been answered out of the line.
+fn ready<T>(line: &mut VecDeque<(u64, oneshot::Receiver<T>)>) -> Vec<(u64, T)> {
+    let mut ready = Vec::new();
+    line.retain_mut(|(number, answer)| match answer.try_recv() {
+        Ok(answer) => {
+            ready.push((*number, answer));
+            false
+        }
+        Err(oneshot::error::TryRecvError::Empty) => true,
+        Err(oneshot::error::TryRecvError::Closed) => false,
+    });
+    ready
+}

@@ -1,0 +1,115 @@
+//! What befalls agents and their machines.
+
+use steading_core::Lease;
+
+use super::{NOTICE, Phase};
+use crate::sim::net::Peer;
+use crate::sim::queue::{S, Us};
+use crate::sim::shell::Say;
+use crate::sim::world::{AgentEvent, World};
+use steading_model::FailureClass;
+
+impl World {
+    /// kill -9 of the agent: its supervisors notice, and kill.
+    pub(crate) fn kill_agent(&mut self, agent: usize, down: Us) {
+        if !self.agents[agent].up {
+            return;
+        }
+        self.agent_is_gone(agent, true);
+        let leases: Vec<Lease> = self.agents[agent].held.keys().copied().collect();
+        leases.into_iter().for_each(|lease| self.kill(agent, lease));
+        self.later(agent, down, AgentEvent::Start);
+    }
+
+    /// The machine is gone, with all that ran on it.
+    pub(crate) fn lose_machine(&mut self, agent: usize, down: Us) {
+        if !self.agents[agent].up {
+            return;
+        }
+        self.agent_is_gone(agent, self.dice.clone().chance(1, 3));
+        for lease in std::mem::take(&mut self.agents[agent].held).into_keys() {
+            self.rests(agent, lease);
+        }
+        self.later(agent, down, AgentEvent::Start);
+    }
+
+    pub(crate) fn agent_is_gone(&mut self, agent: usize, told: bool) {
+        self.trace.tell(self.now, || format!("agent {agent} is gone"));
+        let this = &mut self.agents[agent];
+        this.life += 1;
+        this.up = false;
+        this.calls.clear();
+        this.inbox.clear();
+        this.paused_until = 0;
+        this.conn = None;
+        if told {
+            self.break_conns(Peer::Agent(agent));
+        }
+    }
+
+    /// SIGSTOP of the agent, or the whole machine stands still.
+    pub(crate) fn pause_agent(&mut self, agent: usize, machine: bool, lasts: Us) {
+        let now = self.now;
+        let this = &mut self.agents[agent];
+        if !this.up || this.is_paused(now) {
+            return;
+        }
+        this.paused_until = now + lasts;
+        this.machine_paused = machine;
+        let local = this.local(now);
+        let mut stopped = Vec::new();
+        if machine {
+            for (lease, held) in &mut this.held {
+                if let Phase::Running { ends } = held.phase {
+                    held.phase = Phase::Frozen { left: ends.saturating_sub(now), since: local };
+                    held.turn += 1;
+                    stopped.push(*lease);
+                }
+            }
+        }
+        stopped.into_iter().for_each(|lease| self.rests(agent, lease));
+        self.later(agent, lasts, AgentEvent::Wake);
+    }
+
+    pub(crate) fn wake_agent(&mut self, agent: usize) {
+        let inbox = std::mem::take(&mut self.agents[agent].inbox);
+        if std::mem::take(&mut self.agents[agent].machine_paused) {
+            let frozen: Vec<(Lease, Us)> = self.agents[agent]
+                .held
+                .iter()
+                .filter_map(|(lease, held)| match held.phase {
+                    Phase::Frozen { left, .. } => Some((*lease, left)),
+                    _ => None,
+                })
+                .collect();
+            frozen.into_iter().for_each(|(lease, left)| self.go_on(agent, lease, left));
+        }
+        inbox.into_iter().for_each(|event| self.happen(event));
+    }
+
+    /// The machine will be taken away: unstarted leases go back at once, running ones as
+    /// soon as their processes are gone.
+    pub(crate) fn preempt(&mut self, agent: usize, down: Us) {
+        let this = &mut self.agents[agent];
+        if !this.up || this.draining || this.is_paused(self.now) {
+            return;
+        }
+        this.draining = true;
+        this.back_after = down;
+        let leases: Vec<(Lease, Phase)> =
+            this.held.iter().map(|(lease, held)| (*lease, held.phase.clone())).collect();
+        self.say(agent, Say::Drain);
+        for (lease, phase) in leases {
+            if let Some(held) = self.agents[agent].held.get_mut(&lease) {
+                held.stop = true;
+            }
+            if phase == Phase::Waiting {
+                self.give_back(agent, lease, FailureClass::Preempted, false);
+            } else {
+                let takes = self.dice.below(3 * S);
+                self.end_soon(agent, lease, takes);
+            }
+        }
+        self.later(agent, NOTICE, AgentEvent::Taken);
+    }
+}

@@ -1,0 +1,317 @@
+//! What must hold, checked on every wave that any replica applies: one state of the
+//! auditor's own goes through the one history that there may be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use steading_core::{Effect, Job, JobStatus, Lease, Proposal, Rejection, State};
+use steading_model::{Incarnation, JobId, RunId, Timestamp, Work};
+
+/// The row of counters, which a rejection changes too.
+const META_KEY: &[u8] = &[0];
+
+/// The history, and what was promised to those outside.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    pub(crate) state: State,
+    /// Index of the last entry that any replica applied.
+    pub(crate) last: u64,
+    /// By index: the hash chain behind it.
+    chains: BTreeMap<u64, [u8; 32]>,
+    /// What clients were told: their request id made this run.
+    admitted: BTreeMap<String, RunId>,
+    acknowledged: BTreeMap<String, (RunId, u64)>,
+    /// Reports that were acknowledged.
+    reported: BTreeMap<JobId, u64>,
+    completed: BTreeSet<Work>,
+    succeeded: BTreeSet<JobId>,
+    planned: BTreeSet<(RunId, u32)>,
+    legs: BTreeSet<(RunId, String, u32)>,
+    incarnations: BTreeMap<String, Incarnation>,
+    /// Every epoch that was granted, and the last before the present proposal.
+    epochs: BTreeSet<u64>,
+    epoch: u64,
+    run: u64,
+    job: u64,
+    pub(crate) tally: Tally,
+}
+
+/// How often things happened, to see that a simulation is worth its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub accepted: u64,
+    pub refused: u64,
+    pub runs: u64,
+    pub assigned: u64,
+    pub completed: u64,
+    pub expired: u64,
+    pub stale_reports: u64,
+    pub registered: u64,
+    pub cancels: u64,
+    pub replans: u64,
+    pub retired: u64,
+}
+
+impl Tally {
+    /// Adds another world's.
+    pub const fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.runs += other.runs;
+        self.assigned += other.assigned;
+        self.completed += other.completed;
+        self.expired += other.expired;
+        self.stale_reports += other.stale_reports;
+        self.registered += other.registered;
+        self.cancels += other.cancels;
+        self.replans += other.replans;
+        self.retired += other.retired;
+    }
+}
+
+impl Audit {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: State::default(),
+            last: 0,
+            chains: BTreeMap::new(),
+            admitted: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            completed: BTreeSet::new(),
+            succeeded: BTreeSet::new(),
+            planned: BTreeSet::new(),
+            legs: BTreeSet::new(),
+            incarnations: BTreeMap::new(),
+            epochs: BTreeSet::new(),
+            epoch: 0,
+            run: 0,
+            job: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// A replica applied this wave. The first one to do so writes history.
+    pub(crate) fn wave(
+        &mut self,
+        index: u64,
+        now: Timestamp,
+        proposals: Vec<Proposal>,
+    ) -> Result<(), String> {
+        if index <= self.last {
+            return Ok(());
+        }
+        self.last = index;
+        for proposal in proposals {
+            self.proposal(now, proposal)?;
+        }
+        self.chains.insert(index, self.state.chain());
+        Ok(())
+    }
+
+    /// A replica stands at `index` with this chain.
+    pub(crate) fn compare(&mut self, index: u64, chain: [u8; 32]) -> Result<(), String> {
+        self.last = self.last.max(index);
+        let expected = self.chains.range(..=index).next_back().map(|(_, chain)| *chain);
+        let expected = expected.unwrap_or_else(|| State::default().chain());
+        if expected == chain {
+            return Ok(());
+        }
+        Err(format!("a replica has another history up to entry {index} than was applied before"))
+    }
+
+    fn proposal(&mut self, now: Timestamp, proposal: Proposal) -> Result<(), String> {
+        let before = self.state.clone();
+        self.epoch = self.epochs.last().copied().unwrap_or(0);
+        let outcome = self.state.apply(now, proposal.clone());
+        ensure(self.state.now() >= before.now(), || "log time went back".into())?;
+        match outcome {
+            Err(rejection) => self.refused(&before, &proposal, &rejection),
+            Ok(effects) => self
+                .accepted(&before, &proposal, &effects)
+                .map_err(|error| format!("{error}, by {proposal:?}")),
+        }
+    }
+
+    fn refused(
+        &mut self,
+        before: &State,
+        proposal: &Proposal,
+        rejection: &Rejection,
+    ) -> Result<(), String> {
+        self.tally.refused += 1;
+        if matches!(proposal, Proposal::CompleteAttempt { .. }) {
+            self.tally.stale_reports += 1;
+        }
+        let rows = |state: &State| state.rows().filter(|(key, _)| key != META_KEY).collect();
+        let (was, is): (Vec<_>, Vec<_>) = (rows(before), rows(&self.state));
+        ensure(was == is && before.version() == self.state.version(), || {
+            format!("`{rejection}` was the answer, and yet something changed, by {proposal:?}")
+        })
+    }
+
+    fn accepted(
+        &mut self,
+        before: &State,
+        proposal: &Proposal,
+        effects: &[Effect],
+    ) -> Result<(), String> {
+        self.tally.accepted += 1;
+        ensure(self.state.version() == before.version() + 1, || "versions do not count".into())?;
+        let held = |lease: &Lease| {
+            ensure(before.leased_job(*lease).is_some(), || {
+                format!("{}, {} is not held and was heard", lease.work, lease.epoch)
+            })
+        };
+        match proposal {
+            Proposal::AdmitRun { run, .. } => {
+                self.admit(run.request.id.as_str(), effects)?;
+            }
+            Proposal::ExtendRun { run, revision, .. } => {
+                self.tally.replans += 1;
+                let current = before.run(*run).map(|run| run.revision);
+                ensure(current == Some(*revision), || {
+                    format!("{run} is at {current:?} and was planned at {revision}")
+                })?;
+                let first = self.planned.insert((*run, *revision));
+                ensure(first, || format!("{run} was planned twice at {revision}"))?;
+            }
+            Proposal::CompleteAttempt { lease, .. } => {
+                self.tally.completed += 1;
+                held(lease)?;
+                let first = self.completed.insert(lease.work);
+                ensure(first, || format!("{} was completed twice", lease.work))?;
+            }
+            Proposal::ReleaseLease { lease, .. }
+            | Proposal::ClaimAction { lease, .. }
+            | Proposal::RecordArtifact { lease, .. }
+            | Proposal::ResolveClaim { lease, .. } => held(lease)?,
+            Proposal::RegisterAgent { .. } => {
+                self.tally.registered += 1;
+                self.register(effects)?;
+            }
+            Proposal::ExpireLeases { leases } => {
+                let live = leases.iter().filter(|lease| before.leased_job(**lease).is_some());
+                self.tally.expired += live.count() as u64;
+            }
+            Proposal::CancelRun { .. } => self.tally.cancels += 1,
+            Proposal::RetireRuns { runs } => self.tally.retired += runs.len() as u64,
+            _ => (),
+        }
+        for effect in effects {
+            if let Effect::RunChanged { run } = effect {
+                self.run_changed(before, *run)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, id: &str, effects: &[Effect]) -> Result<(), String> {
+        for effect in effects {
+            let Effect::Admitted { run, repeated } = effect else { continue };
+            if *repeated {
+                let known = self.admitted.get(id);
+                ensure(known == Some(run), || format!("`{id}` made {known:?}, and now {run}"))?;
+            } else {
+                self.tally.runs += 1;
+                ensure(run.counter() > self.run, || format!("{run} was there already"))?;
+                self.run = run.counter();
+                let first = self.admitted.insert(id.to_owned(), *run).is_none();
+                ensure(first, || format!("`{id}` had two effects"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, effects: &[Effect]) -> Result<(), String> {
+        for effect in effects {
+            let Effect::Registered { agent, incarnation } = effect else { continue };
+            let row = self.state.agent(*agent).ok_or("an agent registered and is not there")?;
+            let name = row.definition.name.clone();
+            let before = self.incarnations.insert(name, *incarnation);
+            ensure(before.is_none_or(|before| before <= *incarnation), || {
+                format!("{agent} is of {incarnation} after {before:?}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Every job of the run that was written.
+    fn run_changed(&mut self, before: &State, run: RunId) -> Result<(), String> {
+        let changed: Vec<Job> =
+            self.state.jobs_of_changed_since(run, before.version()).cloned().collect();
+        for job in changed {
+            self.job_changed(before.job(job.id), &job)?;
+        }
+        let ended = before.run(run).and_then(|run| run.conclusion);
+        let now = self.state.run(run).and_then(|run| run.conclusion);
+        ensure(ended.is_none() || self.state.run(run).is_none() || ended == now, || {
+            format!("{run} had ended, and goes on")
+        })
+    }
+
+    fn job_changed(&mut self, before: Option<&Job>, job: &Job) -> Result<(), String> {
+        let id = job.id;
+        if before.is_none() {
+            ensure(id.counter() > self.job, || format!("{id} was there already"))?;
+            self.job = id.counter();
+            let leg = (job.run, job.definition.key.clone(), job.definition.leg);
+            ensure(self.legs.insert(leg), || format!("{id} is planned twice"))?;
+        }
+        let done = before.and_then(Job::outcome);
+        ensure(done.is_none() || done == job.outcome(), || format!("{id} had ended"))?;
+        let lease_before = before.and_then(Job::lease);
+        match &job.status {
+            JobStatus::Queued => Ok(()),
+            JobStatus::Leased { epoch, .. } if lease_before == job.lease() => {
+                let known = self.epochs.contains(&epoch.counter());
+                ensure(known, || format!("{epoch} was never granted"))
+            }
+            JobStatus::Leased { epoch, .. } => {
+                self.tally.assigned += 1;
+                // Those of one proposal come in the order of its decisions.
+                let new = epoch.counter() > self.epoch && self.epochs.insert(epoch.counter());
+                ensure(new, || format!("{epoch} was granted before"))?;
+                let attempts = before.map_or(0, |job| job.attempts);
+                ensure(job.attempts == attempts + 1, || format!("attempts of {id} do not count"))?;
+                ensure(lease_before.is_none(), || format!("{id} has two leases"))
+            }
+            JobStatus::Done { outcome } => {
+                let success = outcome.conclusion == steading_model::Conclusion::Success;
+                let first = !success || done.is_some() || self.succeeded.insert(id);
+                ensure(first, || format!("{id} succeeded twice"))
+            }
+        }
+    }
+
+    /// A client was told that its request made this run.
+    pub(crate) fn acknowledge(&mut self, id: &str, run: RunId) -> Result<(), String> {
+        let known = self.acknowledged.insert(id.to_owned(), (run, self.last));
+        ensure(known.is_none_or(|(known, _)| known == run), || {
+            format!("`{id}` was answered with {run} and with {known:?}")
+        })
+    }
+
+    /// An agent was told that its report is recorded.
+    pub(crate) fn reported(&mut self, lease: Lease) {
+        self.reported.insert(lease.work.job, self.last);
+    }
+
+    /// Everything that was promised, in a state that has applied `index`.
+    pub(crate) fn check(&self, state: &State, index: u64) -> Result<(), String> {
+        state.check_invariants()?;
+        for (id, (run, at)) in self.acknowledged.iter().filter(|(_, (_, at))| *at <= index) {
+            let known = self.admitted.get(id);
+            ensure(known == Some(run), || format!("`{id}` was answered with {run} at {at}"))?;
+            ensure(run.counter() <= self.run, || format!("acknowledged {run} is lost"))?;
+        }
+        for (id, _) in self.reported.iter().filter(|(_, at)| **at <= index) {
+            let done = state.job(*id).is_none_or(|job| job.outcome().is_some() || job.attempts > 1);
+            ensure(done, || format!("the acknowledged report of {id} is lost"))?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}

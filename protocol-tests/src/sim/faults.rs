@@ -1,0 +1,187 @@
+//! Faults as they happen, and how they end.
+
+use steading_coordinator::replica::sim_fs::Faults;
+
+use super::host::Input;
+use super::net::Peer;
+use super::plan::Fault;
+use super::queue::{MS, S, Us};
+use super::world::{AgentEvent, Event, Heal, World};
+
+impl World {
+    /// A fault of the schedule happens.
+    pub(crate) fn fault(&mut self, place: usize) {
+        if !self.stormy {
+            return;
+        }
+        self.happened.push(place);
+        let fault = self.plan.faults[place].1.clone();
+        self.trace.tell(self.now, || format!("FAULT {place}: {fault:?}"));
+        match fault {
+            Fault::Kill { replica, down } => self.crash(replica, down),
+            Fault::KillLeader { down } => {
+                if let Some(leader) = self.leader() {
+                    self.crash(leader, down);
+                }
+            }
+            Fault::PowerCut { replica, operations, down } => {
+                self.hosts[replica].down_us = down;
+                self.hosts[replica].fs.cut_power_after(operations);
+                let heal = Heal::PowerOff { replica, down };
+                self.queue.push(self.now + S, Event::Heal(heal));
+            }
+            Fault::KillAll { power, down } => {
+                for replica in 0..self.hosts.len() {
+                    if power && self.hosts[replica].member.is_some() {
+                        self.hosts[replica].fs.power_cycle(&mut self.dice);
+                    }
+                    let down = down + self.dice.below(S);
+                    self.crash(replica, down);
+                }
+            }
+            Fault::Pause { replica, lasts } => self.stop_until(replica, self.now + lasts),
+            Fault::PauseLeader { lasts } => {
+                if let Some(leader) = self.leader() {
+                    self.stop_until(leader, self.now + lasts);
+                }
+            }
+            Fault::Transfer { to } => {
+                let to = self.hosts[to].id;
+                if let Some(leader) = self.leader() {
+                    self.input(leader, Input::Transfer { to });
+                }
+            }
+            Fault::Cut { a, b, both, lasts } => {
+                let mut cuts = vec![(a, b)];
+                if both {
+                    cuts.push((b, a));
+                }
+                self.cut(cuts, lasts);
+            }
+            Fault::Strand { agent, lasts } => {
+                if let Some(leader) = self.leader() {
+                    self.stop_until(leader, self.now + lasts);
+                    let here = Peer::Agent(agent);
+                    let others = (0..self.hosts.len()).filter(|other| *other != leader);
+                    let others = others.map(Peer::Replica);
+                    let cuts = others.flat_map(|there| [(here, there), (there, here)]).collect();
+                    self.cut(cuts, lasts + 15 * S);
+                }
+            }
+            Fault::AgentAlone { agent, lasts } => {
+                let here = Peer::Agent(agent);
+                let all = (0..self.hosts.len()).map(Peer::Replica);
+                let cuts = all.flat_map(|there| [(here, there), (there, here)]).collect();
+                self.cut(cuts, lasts);
+            }
+            Fault::Isolate { replica, lasts } => self.isolate(replica, lasts),
+            Fault::IsolateLeader { lasts } => {
+                if let Some(leader) = self.leader() {
+                    self.isolate(leader, lasts);
+                }
+            }
+            Fault::Storm { weather, lasts } => {
+                self.net.weather = weather;
+                self.queue.push(self.now + lasts, Event::Heal(Heal::Weather));
+            }
+            Fault::ClockJump { replica, ms } => self.hosts[replica].offset_ms += ms,
+            Fault::SlowDisk { replica, sync_us, lasts } => {
+                self.hosts[replica].sync_us = sync_us;
+                self.queue.push(self.now + lasts, Event::Heal(Heal::Disk(replica)));
+            }
+            Fault::FailSync { replica, after } => {
+                let faults = Faults { fail_sync_in: Some(after), ..Faults::default() };
+                self.hosts[replica].fs.set_faults(faults);
+            }
+            Fault::FullDisk { replica, room, lasts } => {
+                let fs = &self.hosts[replica].fs;
+                let capacity = Some(fs.used() + room);
+                fs.set_faults(Faults { capacity, ..Faults::default() });
+                self.queue.push(self.now + lasts, Event::Heal(Heal::Disk(replica)));
+            }
+            Fault::LoseImage { replica } => {
+                self.crash(replica, S);
+                self.hosts[replica].store.with(std::collections::BTreeMap::clear);
+            }
+            Fault::AgentKill { agent, down } => self.kill_agent(agent, down),
+            Fault::MachineLost { agent, down } => self.lose_machine(agent, down),
+            Fault::AgentPause { agent, machine, lasts } => self.pause_agent(agent, machine, lasts),
+            Fault::Preempt { agent, down } => self.preempt(agent, down),
+        }
+    }
+
+    /// The replica that leads the latest term, as far as anybody knows.
+    fn leader(&mut self) -> Option<usize> {
+        let mut best = None;
+        for (place, host) in self.hosts.iter_mut().enumerate() {
+            let Some(member) = &mut host.member else { continue };
+            if member.is_leader() {
+                best = best.max(Some((member.standing().0, place)));
+            }
+        }
+        best.map(|(_, place)| place)
+    }
+
+    fn isolate(&mut self, replica: usize, lasts: Us) {
+        let here = Peer::Replica(replica);
+        let others = (0..self.hosts.len()).filter(|other| *other != replica).map(Peer::Replica);
+        let cuts = others.flat_map(|other| [(here, other), (other, here)]).collect();
+        self.cut(cuts, lasts);
+    }
+
+    fn cut(&mut self, cuts: Vec<(Peer, Peer)>, lasts: Us) {
+        for (from, to) in &cuts {
+            self.net.cut(*from, *to);
+        }
+        self.queue.push(self.now + lasts, Event::Heal(Heal::Cuts(cuts)));
+    }
+
+    /// A fault ends.
+    pub(crate) fn heal(&mut self, heal: Heal) {
+        match heal {
+            Heal::Cuts(cuts) => {
+                for (from, to) in cuts {
+                    self.net.heal(from, to);
+                }
+                self.release_held();
+            }
+            Heal::Weather => self.net.weather = self.net.fair,
+            Heal::Disk(replica) => {
+                self.hosts[replica].sync_us = self.plan.disk_us;
+                self.hosts[replica].fs.set_faults(Faults::default());
+            }
+            Heal::PowerOff { replica, down } => {
+                // The write that it was to be cut in never came.
+                if self.stormy && self.hosts[replica].member.is_some() {
+                    self.hosts[replica].fs.power_cycle(&mut self.dice);
+                    self.crash(replica, down);
+                }
+            }
+        }
+    }
+
+    /// All of them end.
+    pub(crate) fn calm_faults(&mut self) {
+        for replica in 0..self.hosts.len() {
+            let host = &mut self.hosts[replica];
+            host.sync_us = self.plan.disk_us;
+            if !host.fs.is_off() {
+                host.fs.set_faults(Faults::default());
+            }
+            host.fs.calm();
+            if host.busy_until > self.now {
+                host.busy_until = self.now;
+                let life = host.life;
+                self.queue.push(self.now, Event::Wake { replica, life });
+            }
+        }
+        for agent in 0..self.agents.len() {
+            let life = self.agents[agent].life;
+            if self.agents[agent].is_paused(self.now) {
+                self.agents[agent].paused_until = self.now;
+                self.queue.push(self.now, Event::Agent { agent, life, what: AgentEvent::Wake });
+            }
+        }
+        self.trace.note(self.now / MS);
+    }
+}

@@ -1,0 +1,398 @@
+//! A machine with a replica: its disk, its clock, its process, and what that process
+//! does with what comes in.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use steading_coordinator::replica::Cadence;
+use steading_coordinator::replica::sim_fs::SimFs;
+use steading_coordinator::replica::sim_member::{Happened, Letter, Member};
+use steading_coordinator::replica::testkit::{Layout, MemStore};
+use steading_core::Proposal;
+use steading_model::Timestamp;
+
+use super::net::Peer;
+use super::queue::{MS, S, Us};
+use super::shell::{Out, Say, Shell, View};
+use super::world::{Event, Flow, Packet, World};
+
+/// Rounds that one event may lead to: a proposal's effects ask for another proposal, and so on.
+const ROUNDS_MAX: usize = 8;
+
+/// Most ticks that are made up for after a standstill, as the replica's thread has it.
+const TICKS_CAUGHT_UP_MAX: u32 = 4;
+
+/// The wall's time when the world began, milliseconds.
+const WALL_MS: i64 = 1_700_000_000_000;
+
+/// What comes in.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Tick,
+    Letter(Letter),
+    Ask { from: Peer, call: u64, proposal: Proposal },
+    Say { conn: u64, say: Say },
+    Closed { conn: u64 },
+    Transfer { to: u64 },
+    SnapshotSent { to: u64, arrived: bool },
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// The member's number in the group.
+    pub(crate) id: u64,
+    pub(crate) fs: SimFs,
+    pub(crate) store: MemStore,
+    /// `None` while the process is down.
+    pub(crate) member: Option<Member>,
+    pub(crate) life: u32,
+    /// How wrong the wall clock is, milliseconds.
+    pub(crate) offset_ms: i64,
+    /// How wrong all clocks go, millionths.
+    pub(crate) rate_ppm: i64,
+    /// Stopped, or waiting for its disk.
+    pub(crate) busy_until: Us,
+    inbox: VecDeque<Input>,
+    ticks_missed: u32,
+    pub(crate) shell: Shell,
+    pub(crate) sync_us: Us,
+    operations: u64,
+    quiet_ticks: u32,
+    /// How long it stays down where its disk stops it.
+    pub(crate) down_us: Us,
+    /// Of the disk, when the process started.
+    failures: u64,
+}
+
+impl Host {
+    pub(crate) fn new(id: u64, sync_us: Us, rate_ppm: i64, offset_ms: i64) -> Self {
+        Self {
+            id,
+            fs: SimFs::new(),
+            store: MemStore::default(),
+            member: None,
+            life: 0,
+            offset_ms,
+            rate_ppm,
+            busy_until: 0,
+            inbox: VecDeque::new(),
+            ticks_missed: 0,
+            shell: Shell::default(),
+            sync_us,
+            operations: 0,
+            quiet_ticks: 0,
+            down_us: S,
+            failures: 0,
+        }
+    }
+
+    pub(crate) fn layout(&self, cadence: Cadence) -> Layout {
+        Layout {
+            vfs: Arc::new(self.fs.clone()),
+            dir: PathBuf::from("/replica"),
+            segment_bytes: 8 << 10,
+            frame_bytes: 1 << 10,
+            cadence,
+        }
+    }
+
+    /// Its monotonic clock.
+    pub(crate) const fn mono(&self, now: Us) -> Us {
+        (now as i64 + now as i64 * self.rate_ppm / 1_000_000) as u64
+    }
+
+    fn wall(&self, now: Us) -> Timestamp {
+        let ms = WALL_MS + (self.mono(now) / MS) as i64 + self.offset_ms;
+        Timestamp::from_ms(ms.max(0) as u64)
+    }
+}
+
+impl World {
+    /// Something came in for the replica.
+    pub(crate) fn input(&mut self, replica: usize, input: Input) {
+        let host = &mut self.hosts[replica];
+        if host.member.is_none() {
+            return;
+        }
+        if host.busy_until > self.now {
+            match input {
+                Input::Tick => host.ticks_missed += 1,
+                input => host.inbox.push_back(input),
+            }
+            return;
+        }
+        self.round(replica, std::iter::once(input));
+    }
+
+    /// The process goes on after a standstill.
+    pub(crate) fn wake(&mut self, replica: usize) {
+        let host = &mut self.hosts[replica];
+        if host.busy_until > self.now || host.member.is_none() {
+            return;
+        }
+        let ticks = std::mem::take(&mut host.ticks_missed).min(TICKS_CAUGHT_UP_MAX);
+        let inbox = std::mem::take(&mut host.inbox);
+        let inputs = (0..ticks).map(|_| Input::Tick).chain(inbox).collect::<Vec<_>>();
+        if !inputs.is_empty() {
+            self.round(replica, inputs.into_iter());
+        }
+    }
+
+    /// The replica stands still until then.
+    pub(crate) fn stop_until(&mut self, replica: usize, until: Us) {
+        let host = &mut self.hosts[replica];
+        if until > host.busy_until {
+            host.busy_until = until;
+            let life = host.life;
+            self.queue.push(until, Event::Wake { replica, life });
+        }
+    }
+
+    fn round(&mut self, replica: usize, inputs: impl Iterator<Item = Input>) {
+        let mut out = Vec::new();
+        let mut letters = Vec::new();
+        for input in inputs {
+            self.take_in(replica, input, &mut out);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let host = &mut self.hosts[replica];
+            let clock = host.wall(self.now);
+            let Some(member) = &mut host.member else { return };
+            let wave = std::mem::take(&mut host.shell.wave);
+            if !wave.is_empty() {
+                member.propose(clock, wave);
+                host.quiet_ticks = 0;
+            }
+            let reads = std::mem::take(&mut host.shell.reads);
+            if !reads.is_empty() {
+                member.read(reads);
+            }
+            match member.process() {
+                Ok(happened) => self.happened(replica, happened, &mut letters, &mut out),
+                Err(error) => return self.stopped(replica, &format!("{error:?}")),
+            }
+            let host = &self.hosts[replica];
+            if host.member.is_none() || (host.shell.wave.is_empty() && host.shell.reads.is_empty())
+            {
+                break;
+            }
+        }
+        let delay = self.disk_delay(replica);
+        for letter in letters {
+            self.send_letter(replica, letter, delay);
+        }
+        for out in out {
+            self.send_out(replica, out, delay);
+        }
+    }
+
+    fn take_in(&mut self, replica: usize, input: Input, out: &mut Vec<Out>) {
+        let host = &mut self.hosts[replica];
+        let now = host.mono(self.now);
+        let Some(member) = &mut host.member else { return };
+        let shell = &mut host.shell;
+        match input {
+            Input::Tick => {
+                member.tick();
+                shell.tick();
+                host.quiet_ticks += 1;
+                if host.quiet_ticks == 2 && member.seal().is_err() {
+                    // The next round fails for the same reason.
+                    self.trace.note(77);
+                }
+                if host.quiet_ticks.is_multiple_of(2) {
+                    member.keep(now / MS);
+                }
+            }
+            Input::Letter(letter) => {
+                // What could not be kept comes again.
+                if member.step(letter).is_err() {
+                    self.trace.note(78);
+                }
+            }
+            Input::SnapshotSent { to, arrived } => member.snapshot_sent(to, arrived),
+            Input::Ask { from, call, proposal } => shell.called(from, call, proposal),
+            Input::Say { conn, say } => {
+                shell.heard(View { state: member.state(), now }, conn, say, out);
+            }
+            Input::Closed { conn } => shell.closed(conn),
+            Input::Transfer { to } => member.transfer(to),
+        }
+    }
+
+    fn happened(
+        &mut self,
+        replica: usize,
+        happened: Happened,
+        letters: &mut Vec<Letter>,
+        out: &mut Vec<Out>,
+    ) {
+        letters.extend(happened.letters);
+        for (index, now, proposals) in happened.waves {
+            let audited = self.audit.wave(index, now, proposals);
+            self.ensure(audited);
+        }
+        let host = &mut self.hosts[replica];
+        let now = host.mono(self.now);
+        let Some(member) = &mut host.member else { return };
+        if happened.applied {
+            host.quiet_ticks = 0;
+            let (index, chain) = (member.applied(), member.state().chain());
+            self.trace.note(index);
+            self.trace.note(u64::from(chain[0]) << 8 | u64::from(chain[1]));
+            let compared = self.audit.compare(index, chain);
+            if let Err(what) = compared {
+                let what = format!("replica {}: {what}", host.id);
+                return self.ensure(Err(what));
+            }
+        }
+        let leads = member.is_leader();
+        let view = View { state: member.state(), now };
+        let shell = &mut host.shell;
+        for (number, answer) in happened.answers {
+            shell.answered(view, number, answer, out);
+        }
+        for (number, passed) in happened.reads {
+            shell.read_done(view, number, passed, out);
+        }
+        // Some notices get lost, where a queue is full; then everything is derived anew.
+        let missed = !happened.effects.is_empty() && self.dice.chance(1, 300);
+        if happened.leads || missed {
+            shell.begin_resync();
+        } else {
+            for effect in happened.effects {
+                shell.route(view, effect, out);
+            }
+        }
+        if !leads {
+            shell.stepped_down(out);
+        }
+        shell.work(view, leads, &mut self.dice);
+        if let Some(broken) = shell.broken.take() {
+            self.ensure(Err(broken));
+        }
+    }
+
+    /// How long the disk took for what this round wrote. A slow one makes the replica wait.
+    fn disk_delay(&mut self, replica: usize) -> Us {
+        let host = &mut self.hosts[replica];
+        let operations = host.fs.operations();
+        if std::mem::replace(&mut host.operations, operations) == operations {
+            return 0;
+        }
+        let delay = host.sync_us;
+        if delay >= 5 * MS {
+            self.stop_until(replica, self.now + delay);
+        }
+        delay
+    }
+
+    fn send_letter(&mut self, replica: usize, letter: Letter, delay: Us) {
+        let Some(to) = self.hosts.iter().position(|host| host.id == letter.to()) else { return };
+        let (from, to) = (Peer::Replica(replica), Peer::Replica(to));
+        if letter.is_snapshot() {
+            let (to, life) = (letter.to(), self.hosts[replica].life);
+            let takes = delay + 50 * MS + self.dice.below(S);
+            self.queue.push(self.now + takes, Event::SnapshotSent { replica, life, to });
+        }
+        self.send(from, to, Packet::Letter(letter), delay);
+    }
+
+    fn send_out(&mut self, replica: usize, out: Out, delay: Us) {
+        match out {
+            Out::Hear { conn, hear } => self.flow(conn, true, Flow::Hear(hear), delay),
+            Out::Close { conn, end } => {
+                let hint = self.leader_hint(replica);
+                self.flow(conn, true, Flow::End(end, hint), delay);
+            }
+            Out::Told { to, call, told } => {
+                let hint = self.leader_hint(replica);
+                let packet = Packet::Told { call, told, hint };
+                self.send(Peer::Replica(replica), to, packet, delay);
+            }
+        }
+    }
+
+    /// Who leads, as this replica knows.
+    fn leader_hint(&mut self, replica: usize) -> Option<usize> {
+        let member = self.hosts[replica].member.as_mut()?;
+        let leader = member.standing().1?;
+        self.hosts.iter().position(|host| host.id == leader)
+    }
+
+    /// The replica stopped by itself, which only its disk may make it do.
+    fn stopped(&mut self, replica: usize, error: &str) {
+        let fs = &self.hosts[replica].fs;
+        if !fs.is_off() && fs.failures() == self.hosts[replica].failures {
+            let what = format!("replica {} stopped: {error}", self.hosts[replica].id);
+            return self.ensure(Err(what));
+        }
+        self.trace.tell(self.now, || format!("replica {replica} stops: {error}"));
+        let down = self.hosts[replica].down_us;
+        self.crash(replica, down);
+    }
+
+    /// The process is gone, and comes back.
+    pub(crate) fn crash(&mut self, replica: usize, down: Us) {
+        let host = &mut self.hosts[replica];
+        if host.member.take().is_none() {
+            return;
+        }
+        host.life += 1;
+        host.inbox.clear();
+        host.ticks_missed = 0;
+        host.busy_until = 0;
+        host.shell = Shell::default();
+        if !host.fs.is_off() {
+            host.fs.kill();
+        }
+        let life = host.life;
+        self.trace.tell(self.now, || format!("replica {replica} is down for {} ms", down / MS));
+        self.queue.push(self.now + down, Event::Restart { replica, life });
+        self.break_conns(Peer::Replica(replica));
+    }
+
+    /// Starts the process on what its disk holds.
+    pub(crate) fn restart(&mut self, replica: usize) {
+        let cadence = self.plan.cadence;
+        let host = &mut self.hosts[replica];
+        if host.member.is_some() {
+            return;
+        }
+        if host.fs.is_off() {
+            host.fs.power_cycle(&mut self.dice);
+        }
+        host.failures = host.fs.failures();
+        let seed = self.dice.roll();
+        let store = Box::new(host.store.clone());
+        match Member::open(&host.layout(cadence), store, seed) {
+            Ok(member) => {
+                host.member = Some(member);
+                host.failures = host.fs.failures();
+                let life = host.life;
+                let first = 1 + self.dice.below(self.plan.tick_us);
+                self.trace.tell(self.now, || format!("replica {replica} is up"));
+                self.queue.push(self.now + first, Event::Tick { replica, life });
+                let audited = self.compare(replica);
+                self.ensure(audited);
+            }
+            Err(_) if host.fs.is_off() || host.fs.failures() > host.failures => {
+                let life = host.life;
+                self.queue.push(self.now + S, Event::Restart { replica, life });
+            }
+            Err(error) => {
+                let what = format!("replica {} refuses to start: {error:?}", host.id);
+                self.ensure(Err(what));
+            }
+        }
+    }
+
+    fn compare(&mut self, replica: usize) -> Result<(), String> {
+        match &self.hosts[replica].member {
+            Some(member) => self.audit.compare(member.applied(), member.state().chain()),
+            None => Ok(()),
+        }
+    }
+}

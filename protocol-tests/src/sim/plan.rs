@@ -1,0 +1,288 @@
+//! The world that a seed stands for: its size, its weather, and its faults in advance,
+//! so that a schedule can be printed, and cut down, apart from everything else.
+
+use steading_coordinator::replica::Cadence;
+use steading_coordinator::replica::sim_fs::Dice;
+
+use super::net::{Peer, Weather};
+use super::queue::{MS, S, Us};
+
+/// Whether replicas make images and snapshots, so that their logs begin anew.
+const SNAPSHOTS: bool = true;
+
+/// How a world is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub seed: u64,
+    /// Events after which faults and new work stop.
+    pub steps: u64,
+    /// Faults of the seed's schedule that are left out, by their place in it.
+    pub without: Vec<usize>,
+    /// Keep the last lines of the story.
+    pub tell: bool,
+    /// How many replicas; the seed decides where this is `None`.
+    pub replicas: Option<usize>,
+    /// Nothing but leaders that stand still for a while, and agents that are cut off.
+    pub paused_leaders: bool,
+}
+
+impl Options {
+    /// The seed's own world.
+    pub const fn new(seed: u64, steps: u64) -> Self {
+        Self {
+            seed,
+            steps,
+            without: Vec::new(),
+            tell: false,
+            replicas: None,
+            paused_leaders: false,
+        }
+    }
+}
+
+/// What a seed decides.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) replicas: usize,
+    pub(crate) agents: usize,
+    pub(crate) clients: usize,
+    pub(crate) tick_us: Us,
+    pub(crate) weather: Weather,
+    pub(crate) cadence: Cadence,
+    /// What an fdatasync takes.
+    pub(crate) disk_us: Us,
+    /// Longest job.
+    pub(crate) job_us_max: Us,
+    pub(crate) faults: Vec<(Us, Fault)>,
+}
+
+/// Something that goes wrong. Durations are in microseconds.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// kill -9: the page cache stays.
+    Kill {
+        replica: usize,
+        down: Us,
+    },
+    /// The power goes, in the middle of the write or sync after `operations` more.
+    PowerCut {
+        replica: usize,
+        operations: u64,
+        down: Us,
+    },
+    KillAll {
+        power: bool,
+        down: Us,
+    },
+    /// SIGSTOP: time goes on, the process does not.
+    Pause {
+        replica: usize,
+        lasts: Us,
+    },
+    PauseLeader {
+        lasts: Us,
+    },
+    KillLeader {
+        down: Us,
+    },
+    /// The leader hands over.
+    Transfer {
+        to: usize,
+    },
+    /// Nothing passes between the two, one way or both ways.
+    Cut {
+        a: Peer,
+        b: Peer,
+        both: bool,
+        lasts: Us,
+    },
+    /// The leader stands still, and the agent can reach no other replica, also for a while
+    /// after it goes on: what it answers late is all that the agent hears.
+    Strand {
+        agent: usize,
+        lasts: Us,
+    },
+    /// Nothing passes between the agent and any replica.
+    AgentAlone {
+        agent: usize,
+        lasts: Us,
+    },
+    /// Nothing passes between the replica and the other replicas.
+    Isolate {
+        replica: usize,
+        lasts: Us,
+    },
+    /// The leader is cut off from the other replicas, not from agents and clients.
+    IsolateLeader {
+        lasts: Us,
+    },
+    Storm {
+        weather: Weather,
+        lasts: Us,
+    },
+    ClockJump {
+        replica: usize,
+        ms: i64,
+    },
+    SlowDisk {
+        replica: usize,
+        sync_us: Us,
+        lasts: Us,
+    },
+    /// A sync fails once.
+    FailSync {
+        replica: usize,
+        after: u64,
+    },
+    FullDisk {
+        replica: usize,
+        room: u64,
+        lasts: Us,
+    },
+    /// The image is damaged while the replica is down.
+    LoseImage {
+        replica: usize,
+    },
+    AgentKill {
+        agent: usize,
+        down: Us,
+    },
+    /// Agent and jobs are gone at once, without a word.
+    MachineLost {
+        agent: usize,
+        down: Us,
+    },
+    AgentPause {
+        agent: usize,
+        machine: bool,
+        lasts: Us,
+    },
+    Preempt {
+        agent: usize,
+        down: Us,
+    },
+}
+
+/// Kinds of faults; each seed has some of them only, so that each also meets the others alone.
+const KINDS: u64 = 24;
+
+/// Of [`Fault::Strand`].
+const STRANDED: u64 = 22;
+
+impl Plan {
+    pub(crate) fn of(options: &Options, horizon: Us) -> Self {
+        let mut dice = Dice::new(options.seed.wrapping_mul(2) ^ 0x5eed);
+        let replicas = options.replicas.unwrap_or([3, 3, 3, 3, 5, 1][dice.below(6) as usize]);
+        let agents = 2 + dice.below(4) as usize;
+        let clients = 1 + dice.below(3) as usize;
+        let tick_us = [25, 50, 100, 100][dice.below(4) as usize] * MS;
+        let weather = Weather {
+            lost: [0, 0, 50, 300][dice.below(4) as usize],
+            doubled: [0, 50, 200][dice.below(3) as usize],
+            slow: [0, 20, 200][dice.below(3) as usize],
+            slow_us: [20 * MS, 500 * MS, 4 * S][dice.below(3) as usize],
+            usual_us: [MS, 5 * MS, 30 * MS][dice.below(3) as usize],
+        };
+        let cadence = match dice.below(3) {
+            _ if !SNAPSHOTS => Cadence {
+                checkpoint_entries: u64::MAX,
+                checkpoint_ms: u64::MAX / 2,
+                snapshot_bytes: u64::MAX,
+            },
+            0 => Cadence { checkpoint_entries: 5, checkpoint_ms: 2_000, snapshot_bytes: 3 << 10 },
+            1 => Cadence { checkpoint_entries: 40, checkpoint_ms: 9_000, snapshot_bytes: 20 << 10 },
+            _ => {
+                Cadence { checkpoint_entries: 900, checkpoint_ms: 60_000, snapshot_bytes: 1 << 20 }
+            }
+        };
+        let disk_us = [100, 300, 2 * MS][dice.below(3) as usize];
+        let job_us_max = [2 * S, 10 * S, 40 * S][dice.below(3) as usize];
+        let job_us_max = if options.paused_leaders { 40 * S } else { job_us_max };
+        let mut plan = Self {
+            replicas,
+            agents,
+            clients,
+            tick_us,
+            weather,
+            cadence,
+            disk_us,
+            job_us_max,
+            faults: Vec::new(),
+        };
+        plan.schedule(&mut dice, horizon, options.paused_leaders);
+        plan
+    }
+
+    fn schedule(&mut self, dice: &mut Dice, horizon: Us, paused_leaders: bool) {
+        let kinds: Vec<u64> = match paused_leaders {
+            true => vec![STRANDED],
+            false => (0..KINDS).filter(|_| dice.chance(1, 2)).collect(),
+        };
+        let gap =
+            if paused_leaders { 15 * S } else { [2 * S, 5 * S, 15 * S][dice.below(3) as usize] };
+        let mut at = S + dice.below(gap);
+        while at < horizon && !kinds.is_empty() {
+            let kind = kinds[dice.below(kinds.len() as u64) as usize];
+            let fault = self.fault(kind, dice);
+            self.faults.push((at, fault));
+            at += dice.below(2 * gap) + 1;
+        }
+    }
+
+    fn fault(&self, kind: u64, dice: &mut Dice) -> Fault {
+        let replica = dice.below(self.replicas as u64) as usize;
+        let agent = dice.below(self.agents as u64) as usize;
+        let short = 100 * MS + dice.below(3 * S);
+        let lasts = short + if dice.chance(2, 3) { 0 } else { dice.below(20 * S) };
+        match kind {
+            0 => Fault::Kill { replica, down: lasts },
+            1 | 2 => Fault::PowerCut { replica, operations: dice.below(30), down: lasts },
+            3 => Fault::KillAll { power: dice.chance(1, 2), down: lasts },
+            4 => Fault::Pause { replica, lasts },
+            5 | 6 => Fault::PauseLeader { lasts: 2 * S + dice.below(11 * S) },
+            7 => Fault::KillLeader { down: lasts },
+            8 => Fault::Transfer { to: replica },
+            9 => {
+                let other = dice.below(self.replicas as u64) as usize;
+                let (a, b) = (Peer::Replica(replica), Peer::Replica(other));
+                Fault::Cut { a, b, both: dice.chance(1, 2), lasts }
+            }
+            10 => {
+                let lasts = S + dice.below(40 * S);
+                let (a, b) = (Peer::Agent(agent), Peer::Replica(replica));
+                let (a, b) = if dice.chance(1, 2) { (a, b) } else { (b, a) };
+                Fault::Cut { a, b, both: dice.chance(1, 2), lasts }
+            }
+            11 => Fault::Isolate { replica, lasts },
+            12 => Fault::IsolateLeader { lasts },
+            13 => {
+                let weather = Weather {
+                    lost: dice.below(3_000),
+                    doubled: dice.below(2_000),
+                    slow: dice.below(5_000),
+                    slow_us: [500 * MS, 3 * S, 20 * S][dice.below(3) as usize],
+                    usual_us: 20 * MS,
+                };
+                Fault::Storm { weather, lasts: lasts / 2 }
+            }
+            14 => {
+                let ms = dice.below(60_000) as i64 - 30_000;
+                Fault::ClockJump { replica, ms }
+            }
+            15 => Fault::SlowDisk { replica, sync_us: 5 * MS + dice.below(400 * MS), lasts },
+            16 => match dice.below(3) {
+                0 => Fault::FullDisk { replica, room: dice.below(20_000), lasts },
+                1 => Fault::LoseImage { replica },
+                _ => Fault::FailSync { replica, after: dice.below(20) },
+            },
+            17 => Fault::AgentKill { agent, down: lasts },
+            18 => Fault::MachineLost { agent, down: lasts },
+            19 => {
+                Fault::AgentPause { agent, machine: dice.chance(1, 2), lasts: dice.below(50 * S) }
+            }
+            STRANDED => Fault::Strand { agent, lasts: 7 * S + dice.below(5 * S) },
+            20 | 21 => Fault::AgentAlone { agent, lasts: 5 * S + dice.below(40 * S) },
+            _ => Fault::Preempt { agent, down: lasts },
+        }
+    }
+}
