@@ -267,7 +267,7 @@ mod tests {
              3   removed  http://127.0.0.1:3  0       never     -      1\n"
         );
         let json: serde_json::Value = serde_json::from_str(&as_json(&status)).unwrap();
-        assert_eq!(json["members"][1]["role"], "voter");
+        assert_eq!(json["members"][1]["role"], "leader");
         assert_eq!(json["members"][2]["silent_ms"], serde_json::Value::Null);
     }
 
