@@ -118,7 +118,10 @@ impl Credentials {
             connections.cut_off_denied(&state);
             let Some(credentials) = secured.get() else { continue };
             if state.authority(&credentials.storage_id).is_none() {
+                // A new root, or a state that is still to come: whoever joined believes
+                // those whom it was told of, or it would hear of no state.
                 credentials.announce(&replica).await;
+                continue;
             }
             let bundle = credentials.bundle(&state);
             if told.as_ref() != Some(&bundle) {

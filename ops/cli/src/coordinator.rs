@@ -37,6 +37,9 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
         .collect::<Result<_, _>>()?;
     let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
     let (addresses, socket) = with_admin_socket(addresses, &data_dir);
+    // The socket lies in it, and is bound first.
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("cannot make `{}`", data_dir.display()))?;
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let mut config = Config::new(data_dir);
     config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
