@@ -1,5 +1,7 @@
 //! Who may do what, over the wire, with real certificates.
 
+#![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
+
 mod methods;
 mod support;
 
@@ -105,7 +107,7 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     let farm = Farm::start().await;
     let agent = farm.member(v1::Role::Agent, "a").await;
     let first = agent.current().certified.clone();
-    soon("the renewal", tls::renew(&agent, &[farm.endpoint.clone()])).await.unwrap();
+    soon("the renewal", tls::renew(&agent, std::slice::from_ref(&farm.endpoint))).await.unwrap();
     let second = agent.current().certified.clone();
     assert_eq!((first.key, &first.id), (second.key, &second.id));
     assert_ne!(first.serial, second.serial);
