@@ -367,7 +367,11 @@ impl Coordinator {
     fn router(&self, trust: Trust, stop: &CancellationToken) -> anyhow::Result<Router<Layers>> {
         let parts = &self.parts;
         let gate = Gate { trust, replica: parts.replica.clone() };
-        let join = JoinService::new(parts.replica.clone(), parts.secured.clone());
+        let join = JoinService::new(
+            parts.replica.clone(),
+            parts.leadership.clone(),
+            parts.secured.clone(),
+        );
         let identities =
             IdentitiesService { replica: parts.replica.clone(), secured: parts.secured.clone() };
         let pipelines = PipelinesService {

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::limiter::Limiter;
 use super::{Asked, Credentials, Secured, add_authority};
 use crate::auth;
+use crate::leadership::Leadership;
 use crate::replica::{ProposeError, Replica};
 
 /// Longest secret that is looked at, bytes.
@@ -23,13 +24,14 @@ const SECRET_BYTES_MAX: usize = 128;
 #[derive(Debug)]
 pub(crate) struct JoinService {
     replica: Replica,
+    leadership: Leadership,
     secured: Secured,
     limiter: Limiter,
 }
 
 impl JoinService {
-    pub(crate) fn new(replica: Replica, secured: Secured) -> Self {
-        Self { replica, secured, limiter: Limiter::default() }
+    pub(crate) fn new(replica: Replica, leadership: Leadership, secured: Secured) -> Self {
+        Self { replica, leadership, secured, limiter: Limiter::default() }
     }
 
     fn credentials(&self) -> Result<&Credentials, Status> {
@@ -45,7 +47,8 @@ impl JoinService {
         if auth::is_reserved(&request.name) {
             return Err(Status::invalid_argument("the name `local` is reserved"));
         }
-        // The leader alone knows every token that was made.
+        // The leader alone knows every token that was made. Another one says who leads.
+        self.leadership.term()?;
         self.replica.read_barrier().await?;
         let secret = hash(request.secret.as_bytes());
         let role = self.role_of(&request.token_id, &secret)?;
@@ -192,6 +195,7 @@ impl Join for JoinService {
         }
         let (role, name) = (caller.role, caller.id.as_str());
         let key = asked.key.0;
+        self.leadership.term()?;
         self.replica.propose(Proposal::RenewMember { role, name: name.to_owned(), key }).await?;
         tracing::info!(%caller, "certificate renewed");
         self.answer(credentials, &asked, role, name, Vec::new()).map(Response::new)
