@@ -206,6 +206,7 @@ async fn every_call_needs_a_member_of_the_right_role() {
     deny(&farm, &denied.current().certified.id.to_string()).await;
     let serial = farm.forged(&id("admin"), (-1, 24));
     deny(&farm, &format!("serial:{}", serial.current().certified.serial)).await;
+    methods::check_that_all_are_there();
     for (path, allowed) in methods::all() {
         let code = methods::call(&stranger, path).await.code();
         let want = if allowed == "stranger" { Code::Ok } else { Code::Unauthenticated };

@@ -2,6 +2,8 @@
 //! change of the coordinator's table is a change of two files.
 
 use bytes::Bytes;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use steading_proto::v1;
 use steading_proto::v1::agents_client::AgentsClient;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -19,7 +21,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str)> {
             "client admin",
             &["Submit", "GetRun", "ListRuns", "WatchRun", "CancelRun"][..],
         ),
-        ("Pipelines", "client admin", &["ReadLog", "ListArtifacts"]),
+        ("Pipelines", "client admin", &["ReadLog", "ListArtifacts", "ExplainJob", "RetryRun"]),
         ("Agents", "agent admin", &["Register", "Session", "CompleteAttempt", "ReleaseLease"]),
         ("Agents", "agent admin", &["ClaimAction", "ResolveClaim", "RecordArtifact"]),
         ("Agents", "agent admin", &["ListRunArtifacts", "AppendLog", "WatchLeader", "HandBack"]),
@@ -33,6 +35,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str)> {
         ("Fleet", "admin", &["CordonAgent", "DrainAgent", "RemoveAgent"]),
         ("Cluster", "admin", &["RemoveReplica", "TransferLeadership"]),
         ("Cluster", "coordinator admin", &["AdmitReplica"]),
+        ("Cluster", "client admin", &["GetClusterStatus"]),
     ];
     let ours = ours.into_iter().flat_map(|(service, roles, methods)| {
         methods.iter().map(move |method| (format!("/steading.v1.{service}/{method}"), roles))
@@ -54,6 +57,21 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str)> {
     let others = others.into_iter().map(|(path, roles)| (path.to_owned(), roles));
     // For as long as the test runs.
     ours.chain(others).map(|(path, roles)| (&*path.leak(), roles)).collect()
+}
+
+/// A method that is served, and is not called here, would be one that nobody looked at.
+pub(crate) fn check_that_all_are_there() {
+    let files = FileDescriptorSet::decode(steading_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let called: Vec<&str> = all().into_iter().map(|(path, _)| path).collect();
+    for file in &files.file {
+        for service in &file.service {
+            for method in &service.method {
+                let (package, service) = (file.package(), service.name());
+                let path = format!("/{package}.{service}/{}", method.name());
+                assert!(called.contains(&path.as_str()), "`{path}` is not called");
+            }
+        }
+    }
 }
 
 /// Calls the method with bytes that are no message: how far it gets.

@@ -55,6 +55,34 @@ fn a_farm_over_mtls_is_joined_by_tokens_and_left_by_denial() {
     place.run(&["runs", "--context", "ada.json"]).ended(0).said("run-1");
 }
 
+#[test]
+fn coordinators_join_by_token_and_any_of_them_lets_others_in() {
+    let mut farm = Farm::start();
+    let token = farm.token(&["--role", "coordinator", "--uses", "2"]);
+    let first = farm.endpoint.clone();
+    let joined = ["second", "third"].map(|name| {
+        let join = ["--join", &first, "--token", &token];
+        let (endpoint, _) = farm.listen(name, &join);
+        endpoint
+    });
+    let voters = || farm.place.run(&["cluster", "status", "--coordinator", &farm.socket]).out;
+    let mut asked = 0;
+    while !voters().contains(": 3 voters") {
+        asked += 1;
+        assert!(asked < VOTERS_ASKED_MAX, "{}", voters());
+    }
+    // Neither of these leads: they pass on, or say who does.
+    let token = farm.token(&["--role", "admin", "--name", "root"]);
+    let others = joined.join(",");
+    let login = ["login", "--token", &token, "--coordinator", &others, "--context", "c.json"];
+    farm.place.run(&login).ended(0).said("/admin/root");
+    farm.place.run(&["token", "list", "--context", "c.json"]).ended(0).said("root");
+    farm.place.run(&["cluster", "status", "--context", "c.json"]).ended(0).said("3 voters");
+}
+
+/// How often the group is looked at until it has grown; once takes some 50 ms.
+const VOTERS_ASKED_MAX: u32 = 400;
+
 /// Ends with the test.
 struct Running(Child);
 
@@ -69,7 +97,7 @@ impl Drop for Running {
 
 /// A coordinator that listens for members, in a folder of its own.
 struct Farm {
-    _coordinator: Running,
+    coordinators: Vec<Running>,
     place: Place,
     endpoint: String,
     socket: String,
@@ -77,9 +105,20 @@ struct Farm {
 
 impl Farm {
     fn start() -> Self {
-        let place = Place::empty();
-        let mut child = place
-            .stead(&["coordinator", "--data-dir", "farm", "--listen", "https://127.0.0.1:0"])
+        let (place, none) = (Place::empty(), String::new());
+        let mut farm =
+            Self { coordinators: Vec::new(), place, endpoint: none.clone(), socket: none };
+        (farm.endpoint, farm.socket) = farm.listen("first", &[]);
+        farm
+    }
+
+    /// Starts a coordinator. Where it listens for members, and for admins.
+    fn listen(&mut self, name: &str, words: &[&str]) -> (String, String) {
+        let listen = ["coordinator", "--data-dir", name, "--listen", "https://127.0.0.1:0"];
+        let shared = ["--object-store", "blobs"];
+        let mut child = self
+            .place
+            .stead(&[&listen[..], &shared, words].concat())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -90,7 +129,8 @@ impl Farm {
         };
         let (endpoint, socket) = (listens(), listens());
         assert!(endpoint.starts_with("https://127.0.0.1:") && socket.ends_with("/admin.sock"));
-        Self { _coordinator: Running(child), place, endpoint, socket }
+        self.coordinators.push(Running(child));
+        (endpoint, socket)
     }
 
     /// A token that somebody on the machine makes.
