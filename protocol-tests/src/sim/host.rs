@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use steading_coordinator::replica::Cadence;
 use steading_coordinator::replica::sim_fs::SimFs;
 use steading_coordinator::replica::sim_member::{Happened, Letter, Member};
 use steading_coordinator::replica::testkit::{Layout, MemStore};
+use steading_coordinator::replica::{Cadence, ReplicaError};
 use steading_core::Proposal;
 use steading_model::Timestamp;
 
@@ -154,7 +154,9 @@ impl World {
         let mut out = Vec::new();
         let mut letters = Vec::new();
         for input in inputs {
-            self.take_in(replica, input, &mut out);
+            if let Err(error) = self.take_in(replica, input, &mut out) {
+                return self.stopped(replica, &format!("{error:?}"));
+            }
         }
         for _ in 0..ROUNDS_MAX {
             let host = &mut self.hosts[replica];
@@ -188,19 +190,23 @@ impl World {
         }
     }
 
-    fn take_in(&mut self, replica: usize, input: Input, out: &mut Vec<Out>) {
+    fn take_in(
+        &mut self,
+        replica: usize,
+        input: Input,
+        out: &mut Vec<Out>,
+    ) -> Result<(), ReplicaError> {
         let host = &mut self.hosts[replica];
         let now = host.mono(self.now);
-        let Some(member) = &mut host.member else { return };
+        let Some(member) = &mut host.member else { return Ok(()) };
         let shell = &mut host.shell;
         match input {
             Input::Tick => {
                 member.tick();
                 shell.tick();
                 host.quiet_ticks += 1;
-                if host.quiet_ticks == 2 && member.seal().is_err() {
-                    // The next round fails for the same reason.
-                    self.trace.note(77);
+                if host.quiet_ticks == 2 {
+                    member.seal()?;
                 }
                 if host.quiet_ticks.is_multiple_of(2) {
                     member.keep(now / MS);
@@ -220,6 +226,7 @@ impl World {
             Input::Closed { conn } => shell.closed(conn),
             Input::Transfer { to } => member.transfer(to),
         }
+        Ok(())
     }
 
     fn happened(
