@@ -64,10 +64,13 @@ impl Backoff {
             self.tries = (self.tries + 1).min(8);
             ms.min(WAIT_MS_MAX)
         };
-        // Every `RandomState` has its own keys, which is all the randomness needed here.
-        let random = RandomState::new().build_hasher().finish();
-        Duration::from_millis(ms / 2 + random % (ms / 2 + 1))
+        Duration::from_millis(ms / 2 + random() % (ms / 2 + 1))
     }
+}
+
+/// Any number: every `RandomState` has its own keys. Not for secrets.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Does it again and again as long as it fails only because the coordinator is away, for

@@ -99,6 +99,7 @@ pub(crate) fn agent(number: usize) -> NewAgent {
         slots: SLOTS,
         resources: Resources { cpu_milli: 16_000, memory_mib: 64 << 10 },
         cache_endpoint: format!("https://agent-{number}:7000"),
+        start: 0,
         properties: BTreeMap::new(),
     }
 }

@@ -72,6 +72,7 @@ fn register(client: usize) -> Proposal {
             slots: 1,
             resources: Resources::default(),
             cache_endpoint: String::new(),
+            start: 0,
             properties: BTreeMap::new(),
         },
     }

@@ -22,6 +22,7 @@ pub fn register(name: &str, bytes: usize) -> Proposal {
             slots: 1,
             resources: Resources { cpu_milli: 1000, memory_mib: 1024 },
             cache_endpoint: String::new(),
+            start: 0,
             properties: filler,
         },
     }

@@ -231,6 +231,7 @@ impl Agent {
             cpu_milli: config.resources.cpu_milli,
             memory_mib: config.resources.memory_mib,
             properties: config.properties.clone().into_iter().collect(),
+            start: crate::backoff::random(),
         }
     }
 

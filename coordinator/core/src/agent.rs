@@ -15,6 +15,10 @@ use crate::rows::{Agent, Job};
 use crate::run::at_most;
 use crate::state::{State, Turn};
 
+/// Starts of an agent that are remembered. A registration that is later than so many others
+/// has not been on its way, but in somebody's hands.
+const STARTS_MAX: usize = 8;
+
 impl State {
     pub(crate) fn register_agent(
         &mut self,
@@ -29,6 +33,18 @@ impl State {
         if earlier.is_some_and(|earlier| earlier.removed) {
             return Err(Rejection::AgentRemoved);
         }
+        if let Some(earlier) = earlier.filter(|_| agent.start != 0) {
+            if earlier.definition.start == agent.start {
+                // Sent again, for the first answer was late: the agent may work by now.
+                let (agent, incarnation) = (earlier.id, earlier.incarnation);
+                turn.effects.push(Effect::Registered { agent, incarnation });
+                return Ok(());
+            }
+            if earlier.earlier_starts.contains(&agent.start) {
+                return Err(Rejection::IncarnationStale);
+            }
+        }
+        let earlier_starts = earlier.map_or_else(Vec::new, starts_before);
         // What operators want of an agent is meant for its name.
         let cordoned = earlier.is_some_and(|earlier| earlier.cordoned);
         let drain = earlier.and_then(|earlier| earlier.drain.clone());
@@ -61,6 +77,7 @@ impl State {
             drain,
             leaves: Timestamp::default(),
             removed: false,
+            earlier_starts,
         };
         self.set_agent(id, Some(row));
         turn.effects.push(Effect::Registered { agent: id, incarnation });
@@ -114,4 +131,12 @@ impl State {
         let taken = self.index.usage.get(&agent.id).map_or(0, |usage| usage.slots);
         agent.definition.slots.saturating_sub(taken)
     }
+}
+
+/// The starts that will lie before the next one, the latest last.
+fn starts_before(agent: &Agent) -> Vec<u64> {
+    let mut starts = agent.earlier_starts.clone();
+    starts.extend(Some(agent.definition.start).filter(|start| *start != 0));
+    let surplus = starts.len().saturating_sub(STARTS_MAX);
+    starts.split_off(surplus)
 }

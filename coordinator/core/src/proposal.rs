@@ -279,9 +279,14 @@ pub struct NewAgent {
     pub cache_endpoint: String,
     /// What else it says of itself (version, zone, machine type).
     pub properties: BTreeMap<String, String>,
+    /// Drawn by the agent for this registration, so that one that was sent twice and comes
+    /// late is not taken for another start. 0: not said.
+    pub start: u64,
 }
 
-record! { NewAgent { name, pool, provisioning, labels, slots, resources, cache_endpoint, properties } }
+record! { NewAgent {
+    name, pool, provisioning, labels, slots, resources, cache_endpoint, properties, start,
+} }
 
 /// One decision of the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

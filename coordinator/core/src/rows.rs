@@ -255,10 +255,13 @@ pub struct Agent {
     pub leaves: Timestamp,
     /// Never to come back.
     pub removed: bool,
+    /// Starts before the current one, the latest last; bounded.
+    pub earlier_starts: Vec<u64>,
 }
 
 record! { Agent {
     id, definition, incarnation, retired, registered, version, cordoned, drain, leaves, removed,
+    earlier_starts,
 } }
 
 impl Agent {

@@ -463,5 +463,6 @@ fn new_agent(request: v1::RegisterRequest) -> Result<NewAgent, Status> {
         resources: Resources { cpu_milli: request.cpu_milli, memory_mib: request.memory_mib },
         cache_endpoint: String::new(),
         properties,
+        start: request.start,
     })
 }

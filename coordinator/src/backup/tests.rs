@@ -55,6 +55,7 @@ fn state_of(agents: u32) -> State {
             slots: 1,
             resources: Resources { cpu_milli: 1_000, memory_mib: 1_000 },
             cache_endpoint: String::new(),
+            start: 0,
             properties: Default::default(),
         };
         let now = Timestamp::from_ms(1_000 + u64::from(number));

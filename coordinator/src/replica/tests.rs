@@ -151,6 +151,7 @@ fn agent_named(name: &str) -> Proposal {
             slots: 1,
             resources: steading_model::Resources { cpu_milli: 1000, memory_mib: 1024 },
             cache_endpoint: String::new(),
+            start: 0,
             properties: std::collections::BTreeMap::new(),
         },
     }

@@ -139,7 +139,7 @@ impl Agent {
         (local as i64 * 1_000_000 / (1_000_000 + self.rate_ppm)) as u64 + 2
     }
 
-    fn definition(&self) -> NewAgent {
+    fn definition(&self, start: u64) -> NewAgent {
         NewAgent {
             name: format!("a{}", self.number),
             pool: "pool".into(),
@@ -149,6 +149,7 @@ impl Agent {
             resources: Resources { cpu_milli: 4_000, memory_mib: 4_000 },
             cache_endpoint: String::new(),
             properties: BTreeMap::new(),
+            start,
         }
     }
 }
@@ -218,7 +219,8 @@ impl World {
     }
 
     fn register(&mut self, agent: usize) {
-        let definition = self.agents[agent].definition();
+        let start = self.dice.roll() | 1;
+        let definition = self.agents[agent].definition(start);
         let proposal = Proposal::RegisterAgent { agent: definition };
         self.ask(Peer::Agent(agent), Purpose::Register, proposal, Us::MAX);
     }

@@ -61,6 +61,7 @@ fn agent(options: &Options<'_>) -> NewAgent {
             memory_mib: options.number("mem", 1_000_000) as u32,
         },
         cache_endpoint: String::new(),
+        start: options.number("start", 0),
         properties: BTreeMap::new(),
     }
 }

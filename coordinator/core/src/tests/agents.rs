@@ -45,3 +45,18 @@ fn a_full_table_forgets_who_retired_first() {
          6s  agent A3               -> ! a limit is exceeded: number of agents is 5, at most 4",
     );
 }
+
+#[test]
+fn a_registration_that_comes_late_ends_nothing() {
+    check(
+        "0s   agent A1 slots=1 start=7   -> agent-1 incarnation-1
+         0s   admit R1 build
+         1s   assign job-1 agent-1
+         2s   agent A1 slots=1 start=7   -> agent-1 incarnation-1
+         3s   agent A1 slots=1 start=8   -> revoke L1 agent-1, agent-1 incarnation-2, dispatch
+         4s   assign job-1 agent-1 incarnation=2
+         5s   agent A1 slots=1 start=7   -> ! incarnation is not the agent's current one
+         5s   agent A1 slots=1 start=8   -> agent-1 incarnation-2
+         6s   complete L2 success",
+    );
+}

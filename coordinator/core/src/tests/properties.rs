@@ -394,6 +394,7 @@ fn new_agent(name: String, slots: u8) -> NewAgent {
         slots: u32::from(slots),
         resources: Resources { cpu_milli: 1_000, memory_mib: 30 },
         cache_endpoint: String::new(),
+        start: 0,
         properties: [("zone".to_owned(), "a".to_owned())].into(),
     }
 }
