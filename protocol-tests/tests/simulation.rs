@@ -4,8 +4,11 @@ use steading_protocol_tests::sim::{Mutation, Options, Tally, minimise, run, with
 
 /// Seeds and steps of an ordinary test run; `STEADING_SIM_SEEDS`, `STEADING_SIM_STEPS`
 /// and `STEADING_SIM_FIRST` ask for others.
-const SEEDS: u64 = 40;
-const STEPS: u64 = 4_000;
+const SEEDS: u64 = 120;
+const STEPS: u64 = 3_000;
+
+/// Steps in which a bug has to show.
+const BUG_STEPS: u64 = 8_000;
 
 /// Worlds that are played to cut the faults of a failing one down.
 const MINIMISE_TRIES: usize = 60;
@@ -94,7 +97,7 @@ fn check_found(mutation: Mutation, seeds: u64) {
 /// A paused leader's late answers are rare among all other faults.
 fn options_for(mutation: Mutation, seed: u64) -> Options {
     let paused_leaders = mutation == Mutation::StaleLeaderRenews;
-    Options { paused_leaders, ..Options::new(seed, 2 * STEPS) }
+    Options { paused_leaders, ..Options::new(seed, BUG_STEPS) }
 }
 
 fn asked(variable: &str, otherwise: u64) -> u64 {
