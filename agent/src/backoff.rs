@@ -18,8 +18,9 @@ const WAIT_MS_MAX_AT_FIRST: u64 = 250;
 const AT_FIRST_MS: u64 = 10_000;
 
 /// Longest wait after that, milliseconds: how long a coordinator that is back goes
-/// unnoticed.
-const WAIT_MS_MAX: u64 = 5_000;
+/// unnoticed, and jobs stay frozen for nothing. A refused connection a second costs neither
+/// side anything.
+const WAIT_MS_MAX: u64 = 1_000;
 
 /// A call that lasted longer than this had somebody at the other end, who went away then.
 pub(crate) const ANSWERING: Duration = Duration::from_secs(10);
