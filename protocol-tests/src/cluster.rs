@@ -1,39 +1,75 @@
-//! Several coordinators and agents, each a real process, for tests that kill, stop and
-//! replace them.
+//! Several coordinators and agents, each a real process with a certificate of its own,
+//! for tests that kill, stop and replace them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::Output;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::farm::{Farm, Process, wait_for};
 
+/// How many coordinators, and agents, may join in one test, wiped ones again.
+const JOINS_MAX: &str = "64";
+
+/// What an address is printed after.
+const LISTENS: &str = "listening on https://";
+
+/// The file that names the coordinators to an admin, with a certificate beside it.
+const CONTEXT: &str = "admin.json";
+
 /// A farm of several coordinators.
 #[derive(Debug)]
 pub struct Cluster {
     farm: Farm,
+    /// Of every coordinator that was ever started.
+    places: Vec<Place>,
     coordinators: Vec<Option<Process>>,
-    /// Folder of each coordinator: another one after it was wiped.
-    folders: Vec<String>,
     agents: Vec<Process>,
+    agent_token: String,
+    coordinator_token: String,
+}
+
+/// Where a coordinator is found: also after it was wiped, or killed.
+#[derive(Debug)]
+struct Place {
+    /// `https://HOST:PORT`.
+    endpoint: String,
 }
 
 impl Cluster {
     /// Starts `coordinators`, which are one group when this returns, and `agents` with
     /// `slots` jobs each.
     pub fn start(stead: &str, coordinators: usize, agents: usize, slots: usize) -> Self {
-        let farm = Farm::new(stead);
-        let folders = (0..coordinators).map(|number| format!("c{number}")).collect();
-        let mut cluster = Self { farm, coordinators: Vec::new(), folders, agents: Vec::new() };
-        for number in 0..coordinators {
-            cluster.coordinators.push(None);
-            cluster.start_coordinator(number);
-        }
-        cluster.wait_until_whole();
+        let mut cluster = Self::without_agents(stead, coordinators);
         for number in 0..agents {
-            let agent = cluster.start_agent(&format!("a{number}"), slots);
+            let agent = cluster.start_agent(&format!("a{number}"), slots, &[]);
             cluster.agents.push(agent);
         }
+        cluster
+    }
+
+    /// Starts `coordinators`, which are one group when this returns.
+    pub fn without_agents(stead: &str, coordinators: usize) -> Self {
+        let mut cluster = Self {
+            farm: Farm::new(stead),
+            places: Vec::new(),
+            coordinators: Vec::new(),
+            agents: Vec::new(),
+            agent_token: String::new(),
+            coordinator_token: String::new(),
+        };
+        cluster.add_coordinator();
+        let uses = ["--uses", JOINS_MAX, "--ttl", "1d"];
+        cluster.agent_token = cluster.token(&[&["--role", "agent"], &uses[..]].concat());
+        cluster.coordinator_token =
+            cluster.token(&[&["--role", "coordinator"], &uses[..]].concat());
+        for _ in 1..coordinators {
+            cluster.add_coordinator();
+        }
+        cluster.log_in();
+        cluster.wait_until_whole();
         cluster
     }
 
@@ -44,31 +80,48 @@ impl Cluster {
 
     /// All coordinators, as `--coordinator` has them.
     pub fn endpoints(&self) -> String {
-        let all = (0..self.folders.len()).map(|number| self.endpoint(number));
+        let all = self.places.iter().map(|place| place.endpoint.as_str());
         all.collect::<Vec<_>>().join(",")
     }
 
-    /// Starts a coordinator, again on the same data if it ran before.
+    /// Starts one coordinator more, which joins the others; its number.
+    pub fn add_coordinator(&mut self) -> usize {
+        let number = self.places.len();
+        // The address is this one's alone: nobody takes its port while it is away.
+        self.places.push(Place { endpoint: format!("https://{}:0", own_address()) });
+        self.coordinators.push(None);
+        self.start_coordinator(number);
+        number
+    }
+
+    /// Starts a coordinator, again on the same data and address if it ran before.
     pub fn start_coordinator(&mut self, number: usize) {
-        let endpoint = self.endpoint(number);
+        let program = self.farm.program().to_owned();
+        self.start_coordinator_as(number, &program);
+    }
+
+    /// The same with another program, of another version.
+    pub fn start_coordinator_as(&mut self, number: usize, program: &Path) {
+        let name = format!("c{number}");
         let origin = self.farm.dir().join("origin").display().to_string();
-        let folder = self.folders[number].clone();
-        let mut args = vec!["coordinator", "--data-dir", &folder, "--listen", &endpoint];
+        let listen = self.places[number].endpoint.clone();
+        let mut args = vec!["coordinator", "--data-dir", &name, "--listen", &listen];
         args.extend(["--object-store", &origin]);
-        let others: Vec<String> = (0..self.coordinators.len())
-            .filter(|other| *other != number)
-            .map(|other| self.endpoint(other))
-            .collect();
+        let others = self.places.iter().enumerate().filter(|(other, _)| *other != number);
+        let others: Vec<&str> = others.map(|(_, place)| place.endpoint.as_str()).collect();
         let join = others.join(",");
         if !others.is_empty() {
-            args.extend(["--join", &join]);
+            args.extend(["--join", &join, "--token", &self.coordinator_token]);
         }
-        let process = self.farm.spawn(&format!("c{number}"), &args, false);
+        let before = self.farm.log(&name).matches(LISTENS).count();
+        let process = self.farm.spawn_as(program, &name, &args, false);
         self.coordinators[number] = Some(process);
-        let socket = self.socket(number);
         wait_for(&format!("coordinator {number} to listen"), || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            self.farm.log(&name).matches(LISTENS).count() > before
         });
+        let log = self.farm.log(&name);
+        let said = log.lines().rev().find_map(|line| line.strip_prefix(LISTENS));
+        self.places[number].endpoint = format!("https://{}", said.expect("it said where"));
     }
 
     /// Kills a coordinator with -9.
@@ -86,10 +139,15 @@ impl Cluster {
         self.coordinators[number].as_ref().expect("it runs").signal(signal);
     }
 
+    /// Whether a coordinator runs.
+    pub fn is_running(&mut self, number: usize) -> bool {
+        self.coordinators[number].as_mut().is_some_and(Process::is_running)
+    }
+
     /// The next start of this coordinator, which is not running, finds an empty disk.
     pub fn wipe(&mut self, number: usize) {
         assert!(self.coordinators[number].is_none(), "it runs");
-        let folder = self.farm.dir().join(&self.folders[number]);
+        let folder = self.farm.dir().join(format!("c{number}"));
         std::fs::remove_dir_all(folder).expect("wipe the folder");
     }
 
@@ -106,7 +164,7 @@ impl Cluster {
         leader.expect("waited for it")
     }
 
-    /// Waits until every coordinator votes, and is up to date.
+    /// Waits until every coordinator that was started votes, and is up to date.
     pub fn wait_until_whole(&self) {
         let count = self.coordinators.len();
         let mut last = Value::Null;
@@ -127,8 +185,8 @@ impl Cluster {
         let status = self.status();
         let members = status["members"].as_array().into_iter().flatten();
         let mut members = members.filter(|member| member["removed"] != true);
-        let endpoint = self.endpoint(number);
-        let found = members.find(|member| member["endpoint"] == endpoint.as_str());
+        let endpoint = self.places[number].endpoint.as_str();
+        let found = members.find(|member| member["endpoint"] == endpoint);
         found.cloned().unwrap_or(Value::Null)
     }
 
@@ -138,34 +196,74 @@ impl Cluster {
         serde_json::from_str(&out).unwrap_or(Value::Null)
     }
 
-    /// Runs `stead` with these arguments against the farm; what it prints.
+    /// Runs `stead` with these arguments as an admin of the farm; what it prints.
     pub fn stead(&self, args: &[&str]) -> String {
-        let endpoints = self.endpoints();
-        let args = [args, &["--coordinator", &endpoints]].concat();
-        let out = self.farm.stead(&args);
-        String::from_utf8_lossy(&out.stdout).into_owned()
+        String::from_utf8_lossy(&self.output(args).stdout).into_owned()
+    }
+
+    /// The same, with how it ended.
+    pub fn output(&self, args: &[&str]) -> Output {
+        self.farm.stead(&[args, &["--context", CONTEXT]].concat())
+    }
+
+    /// The same in the background; what it prints is kept if `capture`.
+    pub fn spawn(&self, name: &str, args: &[&str], capture: bool) -> Process {
+        self.farm.spawn(name, &[args, &["--context", CONTEXT]].concat(), capture)
     }
 
     /// Submits a project; the run's name, once the farm has acknowledged it.
     pub fn submit(&self, project: &Path) -> String {
         let project = project.display().to_string();
-        let run = self.stead(&["submit", &project]).trim().to_owned();
-        assert!(run.starts_with("run-"), "`{run}`\n{}", self.logs());
+        let out = self.output(&["submit", &project]);
+        let run = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(run.starts_with("run-"), "`{run}` {said}\n{}", self.logs());
         run
     }
 
     /// `stead watch --json` in the background.
     pub fn watch(&self, run: &str) -> Process {
-        let endpoints = self.endpoints();
-        let args = ["watch", run, "--json", "--coordinator", &endpoints];
-        let watch = self.farm.spawn("watch", &args, true);
+        let watch = self.spawn("watch", &["watch", run, "--json"], true);
         wait_for("the watch to know its run", || self.farm.log("watch").contains(run));
         watch
     }
 
+    /// Starts an agent, again on the same data if it ran before, with these arguments
+    /// beside the ones that every agent has.
+    pub fn start_agent(&self, name: &str, slots: usize, more: &[&str]) -> Process {
+        let (endpoints, slots) = (self.endpoints(), slots.to_string());
+        let args = ["agent", "--coordinator", &endpoints, "--data-dir", name, "--name", name];
+        let own = ["--slots", &slots, "--join", &self.agent_token];
+        self.farm.spawn(name, &[&args[..], &own, more].concat(), false)
+    }
+
+    /// The agents that the farm was started with.
+    pub fn agents(&mut self) -> &mut Vec<Process> {
+        &mut self.agents
+    }
+
+    /// A join token that somebody on the first coordinator's machine makes.
+    pub fn token(&self, words: &[&str]) -> String {
+        let socket = format!("unix:{}", self.farm.dir().join("c0/admin.sock").display());
+        let create = [&["token", "create", "--coordinator", &socket][..], words].concat();
+        let out = self.farm.stead(&create);
+        let token = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        assert!(!token.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+        token
+    }
+
+    /// Writes the admin's context for the coordinators that there are.
+    pub fn log_in(&self) {
+        let token = self.token(&["--role", "admin", "--name", "root"]);
+        let endpoints = self.endpoints();
+        let args = ["login", "--token", &token, "--coordinator", &endpoints, "--context", CONTEXT];
+        let out = self.farm.stead(&args);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+
     /// What the coordinators and agents said, the ends of it.
     pub fn logs(&self) -> String {
-        let names = (0..self.folders.len()).map(|number| format!("c{number}"));
+        let names = (0..self.places.len()).map(|number| format!("c{number}"));
         let names = names.chain((0..self.agents.len()).map(|number| format!("a{number}")));
         let ends = names.chain(["watch".to_owned()]).map(|name| {
             let log = self.farm.log(&name);
@@ -176,21 +274,20 @@ impl Cluster {
         ends.collect()
     }
 
-    fn start_agent(&self, name: &str, slots: usize) -> Process {
-        let (endpoints, slots) = (self.endpoints(), slots.to_string());
-        let args = ["agent", "--coordinator", &endpoints, "--data-dir", name, "--name", name];
-        self.farm.spawn(name, &[&args[..], &["--slots", &slots]].concat(), false)
-    }
-
-    fn endpoint(&self, number: usize) -> String {
-        format!("unix:{}", self.socket(number).display())
-    }
-
-    fn socket(&self, number: usize) -> PathBuf {
-        self.farm.dir().join(format!("s{number}"))
-    }
-
     fn number(&self, endpoint: &str) -> Option<usize> {
-        (0..self.folders.len()).find(|number| self.endpoint(*number) == endpoint)
+        self.places.iter().position(|place| place.endpoint == endpoint)
     }
+}
+
+/// A loopback address that nobody else has: processes that connect somewhere do so from
+/// 127.0.0.1, and do not take a port of it.
+fn own_address() -> std::net::Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed) % 64;
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    // 16 of the process id's 22 bits, and six that count: two tests at once may share one,
+    // which costs them nothing as long as their ports differ.
+    let mixed = u32::from_be_bytes([0, high, middle, low]).wrapping_mul(64).wrapping_add(number);
+    let [_, a, b, c] = mixed.to_be_bytes();
+    std::net::Ipv4Addr::new(127, 64 | (a & 63), b, c.clamp(1, 254))
 }

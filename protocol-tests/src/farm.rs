@@ -52,6 +52,11 @@ impl Farm {
         std::fs::set_permissions(&path, open).expect("open the file to jobs");
     }
 
+    /// The program under test.
+    pub fn program(&self) -> &Path {
+        &self.stead
+    }
+
     /// The coordinator's endpoint.
     pub fn endpoint(&self) -> String {
         format!("unix:{}", self.dir().join("s").display())
@@ -115,7 +120,7 @@ impl Farm {
 
     /// Runs `stead` with these arguments to its end.
     pub fn stead(&self, args: &[&str]) -> Output {
-        self.program(args).output().expect("stead runs")
+        self.command(&self.stead, args).output().expect("stead runs")
     }
 
     /// What the process of this name printed, all its starts together.
@@ -130,6 +135,11 @@ impl Farm {
     /// Starts `stead` with these arguments; what it prints is kept for
     /// [`Process::finish`] if `capture`, and else goes to the log of its name.
     pub fn spawn(&self, name: &str, args: &[&str], capture: bool) -> Process {
+        self.spawn_as(&self.stead, name, args, capture)
+    }
+
+    /// The same with another program.
+    pub fn spawn_as(&self, program: &Path, name: &str, args: &[&str], capture: bool) -> Process {
         let log = File::options()
             .create(true)
             .append(true)
@@ -138,16 +148,16 @@ impl Farm {
         let out =
             if capture { Stdio::piped() } else { log.try_clone().expect("share a log").into() };
         let child = self
-            .program(args)
+            .command(program, args)
             .stdout(out)
             .stderr(log)
             .spawn()
-            .unwrap_or_else(|error| panic!("start {}: {error}", self.stead.display()));
+            .unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
         Process { child, name: name.into() }
     }
 
-    fn program(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.stead);
+    fn command(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .current_dir(self.dir())

@@ -156,8 +156,8 @@ fn a_coordinator_whose_disk_was_wiped_comes_back_as_another() {
     farm.wipe(lost);
     farm.start_coordinator(lost);
     // Refused as long as the other is not ready to take its place.
-    let remove = ["cluster", "remove", &before.to_string(), "--coordinator", &farm.endpoints()];
-    wait_for("the lost one to be removed", || farm.farm().stead(&remove).status.success());
+    let remove = ["cluster", "remove", &before.to_string()];
+    wait_for("the lost one to be removed", || farm.output(&remove).status.success());
     farm.wait_until_whole();
     assert_ne!(farm.member(lost)["id"].as_u64(), Some(before), "{}", farm.status());
 
