@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
+use steading_cas::Origin;
 use steading_core::FEATURE_LEVEL;
 use steading_proto::v1::cluster_client::ClusterClient;
 use steading_proto::{leader, v1};
@@ -40,7 +41,8 @@ struct Joining {
     storage_id: String,
 }
 
-/// Asks the group to admit this directory, until it does.
+/// Asks the group to admit this directory, until it does. A sign that is left in the origin
+/// meanwhile shows the leader that both see the same place.
 ///
 /// # Errors
 ///
@@ -49,6 +51,7 @@ pub(crate) async fn join(
     config: &Config,
     advertise: &str,
     dialler: &Dialler,
+    origin: Option<&Origin>,
 ) -> anyhow::Result<Joined> {
     let Config { data_dir, join: endpoints, .. } = config;
     let storage_id = storage_id(data_dir).context("name the data directory")?;
@@ -59,7 +62,17 @@ pub(crate) async fn join(
         cluster_id: String::new(),
         own_origin: !config.shares_origin(),
     };
-    let answer = ask_until_admitted(endpoints, &request, dialler).await?;
+    if let Some(origin) = origin {
+        origin.leave_sign(&storage_id).await.context("write to the origin")?;
+    }
+    let answer = ask_until_admitted(endpoints, &request, dialler).await;
+    if let Some(origin) = origin
+        && let Err(error) = origin.remove_sign(&storage_id).await
+    {
+        // It harms nobody: a name is used once.
+        tracing::warn!(%error, "a sign is left in the origin");
+    }
+    let answer = answer?;
     store_key(&data_dir.join("seal.key"), &answer.seal_key)
         .context("store the key for secrets that the group gave")?;
     tracing::info!(replica = answer.replica_id, cluster_id = answer.cluster_id, "replica.joined");

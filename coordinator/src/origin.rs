@@ -49,10 +49,10 @@ pub(crate) async fn settle(
     if seen.trim() != cluster {
         if replica == FIRST_REPLICA && !origin.is_adopted(&cluster).await? {
             // This coordinator may have been alone so far, and its store the origin.
-            let blobs =
+            let (blobs, results) =
                 front.publish_all().await.context("send the store's blobs to the origin")?;
             origin.adopt(&cluster).await?;
-            tracing::info!(origin = origin.place(), blobs, "the group has its origin");
+            tracing::info!(origin = origin.place(), blobs, results, "the group has its origin");
         }
         let dir = data_dir.to_owned();
         blocking(move || expect(&dir, &cluster)).await.map_err(anyhow::Error::from)??;

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use steading_core::FEATURE_LEVEL;
 
 use crate::backup::{self, Manifest};
 use crate::config::ObjectStore;
@@ -126,6 +127,12 @@ pub fn recover(data_dir: &Path) -> anyhow::Result<NewGroup> {
     let _lock = lock_existing(data_dir)?;
     let dir = data_dir.join("replica");
     let salvaged = salvage(&dir, SEGMENT_BYTES)?;
+    let level = salvaged.state.feature_level();
+    if level > FEATURE_LEVEL {
+        bail!(
+            "its group is of feature level {level}, this version knows {FEATURE_LEVEL}: use a newer one"
+        );
+    }
     let open_runs = salvaged.state.open_runs().count();
     // Before the new group is there: it must not come up with the old one's CA.
     for name in [CA_DIR, IDENTITY_DIR] {

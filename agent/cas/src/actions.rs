@@ -59,7 +59,8 @@ pub enum ActionCacheError {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ActionEntry {
     pub result: reapi::ActionResult,
-    /// Who wrote it, as far as that is known.
+    /// Who wrote it, `ROLE/ID` as their certificate says; `local` within one process, empty
+    /// where nobody asked.
     pub writer: String,
     /// Milliseconds since the Unix epoch.
     pub written_ms: u64,
@@ -165,6 +166,18 @@ impl ActionCache {
         action: &Digest,
     ) -> Result<(), ActionCacheError> {
         self.remove(&self.path(scope, function, action))
+    }
+
+    /// The files of all entries, in no order.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let folders = list(&self.0.dir).into_iter();
+        let files = folders.flat_map(|(_, folder)| list(&folder));
+        files.map(|(_, path)| path).collect()
+    }
+
+    /// What one of those files holds; none where it is no entry, or not any more.
+    pub(crate) fn read_file(&self, path: &Path) -> Option<Found> {
+        decode_any(&fs::read(path).ok()?).ok()
     }
 
     fn path(&self, scope: &str, function: DigestFunction, action: &Digest) -> PathBuf {
@@ -344,22 +357,39 @@ pub(crate) fn decode(
     function: DigestFunction,
     action: &Digest,
 ) -> Result<ActionEntry, DecodeError> {
-    let wrong = DecodeError::Invalid("action cache entry");
+    let found = decode_any(bytes)?;
+    if (found.scope.as_str(), found.function, &found.action) != (scope, function, action) {
+        return Err(DecodeError::Invalid("action cache entry"));
+    }
+    Ok(found.entry)
+}
+
+/// An entry with the action that it is of.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) scope: String,
+    pub(crate) function: DigestFunction,
+    pub(crate) action: Digest,
+    pub(crate) entry: ActionEntry,
+}
+
+fn decode_any(bytes: &[u8]) -> Result<Found, DecodeError> {
+    let wrong = || DecodeError::Invalid("action cache entry");
     let (body, sum) = bytes.split_last_chunk::<32>().ok_or(DecodeError::Truncated)?;
     if blake3::hash(body).as_bytes() != sum || !body.starts_with(MAGIC) {
-        return Err(wrong);
+        return Err(wrong());
     }
     let mut reader = Decoder::new(&body[MAGIC.len()..]);
-    let named =
-        (String::decode(&mut reader)?, String::decode(&mut reader)?, Digest::decode(&mut reader)?);
-    if (named.0.as_str(), named.1.as_str(), &named.2) != (scope, function.as_str(), action) {
-        return Err(wrong);
-    }
+    let (scope, function) = (String::decode(&mut reader)?, String::decode(&mut reader)?);
+    let known = [DigestFunction::Blake3, DigestFunction::Sha256];
+    let function = known.into_iter().find(|known| known.as_str() == function).ok_or_else(wrong)?;
+    let action = Digest::decode(&mut reader)?;
     let (writer, written_ms) = (String::decode(&mut reader)?, u64::decode(&mut reader)?);
     let len = usize::try_from(u64::decode(&mut reader)?).map_err(|_| DecodeError::Truncated)?;
     let result =
-        <reapi::ActionResult as prost::Message>::decode(reader.take(len)?).map_err(|_| wrong)?;
-    Ok(ActionEntry { result, writer, written_ms })
+        <reapi::ActionResult as prost::Message>::decode(reader.take(len)?).map_err(|_| wrong())?;
+    let entry = ActionEntry { result, writer, written_ms };
+    Ok(Found { scope, function, action, entry })
 }
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> ActionCacheError {

@@ -14,6 +14,9 @@ use crate::actions::{ActionCache, ActionCacheError, ActionEntry};
 use crate::blobs::{off_thread, status_is_transient};
 use crate::remote::{FUNCTION, MESSAGE_BYTES_MAX, Way};
 
+/// Who writes into a cache of this process, as entries have it.
+const LOCAL: &str = "local";
+
 /// Why the action cache did not answer. Never a reason to fail a job: execute.
 #[derive(Debug, thiserror::Error)]
 pub enum ActionsError {
@@ -108,7 +111,7 @@ impl Actions {
         match self {
             Self::Local(cache) => {
                 let (cache, scope, action) = (cache.clone(), scope.to_owned(), *action);
-                let entry = ActionEntry { result, writer: String::new(), written_ms: now_ms() };
+                let entry = ActionEntry { result, writer: LOCAL.to_owned(), written_ms: now_ms() };
                 Ok(off_thread(move || cache.update(&scope, FUNCTION, &action, &entry)).await?)
             }
             Self::Remote(client) => {

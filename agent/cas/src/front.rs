@@ -8,13 +8,15 @@ mod entries;
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::path::PathBuf;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use steading_model::{Digest, DigestFunction};
 use steading_proto::reapi;
 use tokio::runtime::Handle;
 
-use crate::actions::{self, ActionCache, ActionCacheError, ActionEntry};
+use crate::actions::{self, ActionCache, ActionCacheError, ActionEntry, Found};
 use crate::blobs::{BlobsError, off_thread};
 use crate::origin::{Origin, OriginError};
 use crate::store::{Pin, Store, StoreError};
@@ -23,6 +25,9 @@ use entries::Entries;
 
 /// Blobs of a store that are sent to the origin in one go.
 const PUBLISH_MAX: usize = 1_000;
+
+/// Results of actions that are sent there at once.
+const ENTRIES_MAX: usize = 8;
 
 /// A store in front of the origin. Clones share it.
 #[derive(Clone, Debug)]
@@ -161,13 +166,13 @@ impl Front {
         }
     }
 
-    /// Sends all that the store has: for a store that was the origin so far. Returns how
-    /// many blobs there are. Results of actions stay behind; they are made again.
+    /// Sends all that the store has, results of actions as well: for a store that was the
+    /// origin so far. Returns how many blobs and results there are.
     ///
     /// # Errors
     ///
-    /// [`OriginError`].
-    pub async fn publish_all(&self) -> Result<usize, OriginError> {
+    /// [`ActionCacheError`].
+    pub async fn publish_all(&self) -> Result<(usize, usize), ActionCacheError> {
         let store = self.store.clone();
         let all = off_thread(move || store.list()).await;
         for function in [DigestFunction::Blake3, DigestFunction::Sha256] {
@@ -178,7 +183,28 @@ impl Front {
                 self.publish(function, some.to_vec()).await?;
             }
         }
-        Ok(all.len())
+        let actions = self.actions.clone();
+        let files = off_thread(move || actions.files()).await;
+        let sent = futures_util::stream::iter(files)
+            .map(|file| self.publish_entry(file))
+            .buffer_unordered(ENTRIES_MAX);
+        let sent: Vec<bool> = sent.try_collect().await?;
+        Ok((all.len(), sent.into_iter().filter(|sent| *sent).count()))
+    }
+
+    /// Sends what one file of the store's own action cache holds. False: it is no use.
+    async fn publish_entry(&self, file: PathBuf) -> Result<bool, ActionCacheError> {
+        let actions = self.actions.clone();
+        let Some(found) = off_thread(move || actions.read_file(&file)).await else {
+            return Ok(false);
+        };
+        let Found { scope, function, action, entry } = found;
+        match self.put_action(&scope, function, &action, entry).await {
+            Ok(()) => Ok(true),
+            // A blob that it names was evicted: the action is executed again.
+            Err(ActionCacheError::Incomplete(_) | ActionCacheError::Malformed(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends a tree likewise, its messages and its files.

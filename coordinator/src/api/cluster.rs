@@ -99,6 +99,7 @@ impl Cluster for ClusterService {
             ));
         }
         self.leads()?;
+        self.check_sees_origin(&request.storage_id).await?;
         // The founder first, so that others find it.
         if self.replica.view().replica(me.id).is_none() {
             self.propose(group::update(me)).await?;
@@ -185,6 +186,24 @@ impl Cluster for ClusterService {
 }
 
 impl ClusterService {
+    /// Who is new must see the place where the group has its blobs, not one of the same name:
+    /// it has left its sign there.
+    async fn check_sees_origin(&self, storage_id: &str) -> Result<(), Status> {
+        let Some(origin) = self.documents.front().origin() else { return Ok(()) };
+        if self.replica.view().replica_by_storage(storage_id).is_some() {
+            return Ok(());
+        }
+        match origin.is_seen_by(storage_id).await? {
+            true => Ok(()),
+            false => Err(Status::failed_precondition(format!(
+                "the new coordinator's `object_store` is another place than the group's, `{}` of \
+                 the leader: all coordinators must see the same directory or bucket, and it has to \
+                 be mounted before they start",
+                origin.place()
+            ))),
+        }
+    }
+
     fn leads(&self) -> Result<(), Status> {
         match self.replica.standing().borrow().leads {
             true => Ok(()),

@@ -54,6 +54,7 @@ impl Gate {
             });
         }
         if let Some(caller) = caller {
+            request.extensions_mut().insert(steading_cas::server::Writer(caller.to_string()));
             request.extensions_mut().insert(caller);
         }
         Ok(())

@@ -60,7 +60,7 @@ pub struct Manifest {
     pub index: u64,
     /// The hash chain over all of them, hexadecimal.
     pub chain: String,
-    /// The newest kinds of proposals that the group used.
+    /// The level that was in force: no older version understands the rows.
     pub feature_level: u32,
     /// Blobs were in an origin that the group shared, and are still there.
     pub shared_origin: bool,
@@ -76,7 +76,7 @@ impl Manifest {
             term,
             index: state.applied(),
             chain: blake3::Hash::from_bytes(state.chain()).to_hex().to_string(),
-            feature_level: FEATURE_LEVEL,
+            feature_level: state.feature_level(),
             shared_origin,
             taken_ms: state.now().as_ms(),
         }
@@ -141,10 +141,7 @@ pub fn read(path: &Path) -> Result<(Manifest, State), BackupError> {
     if manifest.format != FORMAT {
         return Err(BackupError::Format(manifest.format));
     }
-    if manifest.feature_level > FEATURE_LEVEL {
-        let (level, known) = (manifest.feature_level, FEATURE_LEVEL);
-        return Err(BackupError::Level { level, known });
-    }
+    check_level(manifest.feature_level)?;
     let mut rows = Vec::new();
     while let Some(frame) = source.frame()? {
         let mut reader = Reader::new(&frame);
@@ -153,10 +150,19 @@ pub fn read(path: &Path) -> Result<(Manifest, State), BackupError> {
         }
     }
     let state = State::from_rows(rows)?;
+    check_level(state.feature_level())?;
     if Manifest::of(&state, String::new(), 0, false).chain != manifest.chain {
         return Err(BackupError::Damaged("it holds another state than it says"));
     }
     Ok((manifest, state))
+}
+
+/// An older version would take the rows for what they are not, and lose what it does not know.
+fn check_level(level: u32) -> Result<(), BackupError> {
+    match level > FEATURE_LEVEL {
+        true => Err(BackupError::Level { level, known: FEATURE_LEVEL }),
+        false => Ok(()),
+    }
 }
 
 fn take(reader: &mut Reader<'_>) -> Result<Vec<u8>, DecodeError> {

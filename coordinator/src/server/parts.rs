@@ -124,7 +124,14 @@ pub(super) async fn join(config: &Config) -> anyhow::Result<Option<Joined>> {
         None => None,
     };
     let dialler = Dialler { secured: Secured::default(), identity };
-    join::join(config, advertise, &dialler).await.context("join").map(Some)
+    let origin = match config.object_store.clone() {
+        Some(setting) => {
+            let opened = tokio::task::spawn_blocking(move || setting.open()).await;
+            Some(opened.context("open the origin")??)
+        }
+        None => None,
+    };
+    join::join(config, advertise, &dialler, origin.as_ref()).await.context("join").map(Some)
 }
 
 /// Who this coordinator is to others, if they can reach it: where it is told that they

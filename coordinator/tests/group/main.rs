@@ -147,6 +147,26 @@ async fn an_empty_disk_is_somebody_new_and_its_old_id_stays_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_sees_another_origin_under_the_same_name_is_not_let_in() {
+    let place = Place::new();
+    let a = place.found("a").await;
+    let status = a.voters("itself", &[1]).await;
+    // A copy of the group's, or one that was mounted late.
+    let other = place.data("other-origin");
+    std::fs::create_dir_all(other.join("clusters")).unwrap();
+    std::fs::write(other.join("clusters").join(&status.cluster_id), "").unwrap();
+    let refused = place.start_at("b", std::slice::from_ref(&a.endpoint), &other).await;
+    let why = format!("{:#}", refused.map(drop).unwrap_err());
+    assert!(why.contains("is another place than the group's"), "{why}");
+    assert_eq!(a.status().await.unwrap().members.len(), 1);
+
+    // The same directory joins once the right one is there.
+    let b = place.join("b", &a).await;
+    until("a learner", async || (a.status().await.ok()?.members.len() == 2).then_some(())).await;
+    stop([vec![a, b]]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_is_not_heard() {
     let place = Place::new();
     let a = place.found("a").await;

@@ -90,11 +90,19 @@ impl Place {
     }
 
     pub(crate) async fn start(&self, name: &str, join: &[String]) -> anyhow::Result<Member> {
+        self.start_at(name, join, &self.dir.path().join("origin")).await
+    }
+
+    pub(crate) async fn start_at(
+        &self,
+        name: &str,
+        join: &[String],
+        origin: &Path,
+    ) -> anyhow::Result<Member> {
         let mut config = Config::new(self.data(name));
         config.segment_bytes = 4 << 20;
         config.advertise = Some(self.endpoint(name));
         config.join = join.to_vec();
-        let origin = self.dir.path().join("origin");
         config.object_store = Some(ObjectStore::from_text(&origin.display().to_string()));
         Member::start(config).await
     }

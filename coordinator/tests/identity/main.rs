@@ -7,13 +7,14 @@ mod support;
 
 use std::sync::Arc;
 
-use steading_model::Role;
+use steading_model::{DigestFunction, Role};
+use steading_proto::reapi::action_cache_client::ActionCacheClient;
 use steading_proto::tls::{self, Identity, IdentityFiles, JoinToken, SpkiHash};
-use steading_proto::v1;
 use steading_proto::v1::agent_message::Message as FromAgent;
 use steading_proto::v1::agents_client::AgentsClient;
 use steading_proto::v1::join_client::JoinClient;
 use steading_proto::v1::pipelines_client::PipelinesClient;
+use steading_proto::{reapi, reapi_digest, reapi_digest_function, v1};
 use tonic::{Code, Status};
 
 use support::{Farm, role, soon};
@@ -147,7 +148,7 @@ async fn an_agent_says_nothing_of_anothers_lease() {
     let id = register(&farm, &one, "one", "default").await.unwrap().agent_id;
     let client = farm.member(v1::Role::Client, "ada").await;
     let store = farm.coordinator.store();
-    let source = store.put(steading_model::DigestFunction::Blake3, b"").unwrap();
+    let source = store.put(DigestFunction::Blake3, b"").unwrap();
     let submit = v1::SubmitRequest {
         request_id: "r".into(),
         file: "ci.yml".into(),
@@ -339,4 +340,23 @@ async fn offered(farm: &Farm, identity: &Arc<Identity>, agent_id: u64) -> v1::Le
             return offer.lease.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn a_result_is_stored_under_the_name_of_who_wrote_it() {
+    let farm = Farm::start().await;
+    let agent = farm.member(v1::Role::Agent, "a").await;
+    let action = steading_cas::hash::digest_of(DigestFunction::Blake3, b"action");
+    let request = reapi::UpdateActionResultRequest {
+        instance_name: "project".into(),
+        action_digest: Some(reapi_digest(&action)),
+        action_result: Some(reapi::ActionResult { exit_code: 0, ..Default::default() }),
+        digest_function: reapi_digest_function(DigestFunction::Blake3),
+        ..Default::default()
+    };
+    ActionCacheClient::new(farm.channel(&agent)).update_action_result(request).await.unwrap();
+    let actions = farm.coordinator.actions();
+    let entry = actions.get("project", DigestFunction::Blake3, &action).unwrap().unwrap();
+    assert_eq!(entry.writer, "agent/a");
+    farm.stop().await;
 }

@@ -2,7 +2,8 @@
 //! A directory that all coordinators see, or a bucket.
 //!
 //! `cas/FUNCTION/AB/HASH-SIZE` are blobs, `ac/FUNCTION/SCOPE/HASH-SIZE` results of
-//! actions, `clusters/ID` says which groups keep theirs here.
+//! actions, `clusters/ID` says which groups keep theirs here, `joining/NAME` that somebody
+//! who is about to join a group sees this very place.
 //!
 //! What is put is durable when the call returns. Objects appear whole, by rename or by
 //! what the bucket promises, and blobs are what their names say, so that it does not
@@ -161,6 +162,34 @@ impl Origin {
     /// [`OriginError::Object`] where nobody can tell.
     pub async fn is_adopted(&self, cluster: &str) -> Result<bool, OriginError> {
         Ok(self.size(&self.path(["clusters", cluster])).await?.is_some())
+    }
+
+    /// Leaves a sign for the others that the coordinator of this name sees the same place as
+    /// they do: whoever finds it by [`Origin::is_seen_by`] knows that.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError::Object`].
+    pub async fn leave_sign(&self, name: &str) -> Result<(), OriginError> {
+        self.write(&self.path(["joining", name]), Bytes::from(format!("{name}\n"))).await
+    }
+
+    /// Removes the sign.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError::Object`].
+    pub async fn remove_sign(&self, name: &str) -> Result<(), OriginError> {
+        self.remove(&self.path(["joining", name])).await
+    }
+
+    /// Whether the coordinator of this name left its sign here.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError::Object`] where nobody can tell.
+    pub async fn is_seen_by(&self, name: &str) -> Result<bool, OriginError> {
+        Ok(self.size(&self.path(["joining", name])).await?.is_some())
     }
 
     /// The bytes of an action cache entry, unread; none where there is none.

@@ -136,12 +136,55 @@ async fn a_result_that_names_what_is_nowhere_is_refused() {
 }
 
 #[tokio::test]
+async fn what_a_store_knew_while_it_was_the_origin_goes_along_to_one() {
+    for places in both_kinds() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { bytes_max: 1 << 30, durable: false };
+        let store = Store::open(dir.path(), options).unwrap();
+        let actions = ActionCache::open(&store).unwrap();
+        let alone = Front::new(store.clone(), actions.clone(), None);
+        let [action, broken] = [b"action", b"broken"].map(|name| digest_of(Blake3, name));
+        let entry = ActionEntry { writer: "agent/a".to_owned(), ..tree_result(&alone) };
+        alone.put_action("project", Blake3, &action, entry.clone()).await.unwrap();
+        // Of one, what it names is gone; and somebody left a file that is none.
+        let (lost, held) = (digest_of(Blake3, b"lost"), b"lost");
+        store.put(Blake3, held).unwrap();
+        let result =
+            reapi::ActionResult { stdout_digest: Some(reapi_digest(&lost)), ..<_>::default() };
+        let gone = ActionEntry { result, ..entry.clone() };
+        alone.put_action("project", Blake3, &broken, gone).await.unwrap();
+        let hex = lost.hash_hex();
+        let file = format!("blobs/blake3/{}/{hex}-4", &hex[..2]);
+        std::fs::remove_file(dir.path().join(file)).unwrap();
+        std::fs::write(dir.path().join("actions/junk"), "").unwrap();
+        drop((alone, actions, store));
+
+        let store = Store::open(dir.path(), options).unwrap();
+        let actions = ActionCache::open(&store).unwrap();
+        let origin = places.coordinator().origin().unwrap().clone();
+        let shared = Front::new(store, actions, Some(origin));
+        assert_eq!(shared.publish_all().await.unwrap().1, 1);
+        let other = places.coordinator();
+        let found = other.action("project", Blake3, &action).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&entry), "{}", places.name);
+        assert_eq!(other.action("project", Blake3, &broken).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
 async fn only_the_groups_own_origin_knows_it() {
     let (one, other) = (Places::directory(), Places::directory());
     let origin = Origin::directory(one.dir.path()).unwrap();
     origin.adopt("a1b2").await.unwrap();
     origin.adopt("a1b2").await.unwrap();
     assert!(Origin::directory(one.dir.path()).unwrap().is_adopted("a1b2").await.unwrap());
+    origin.leave_sign("new").await.unwrap();
+    let same = Origin::directory(one.dir.path()).unwrap();
+    assert!(same.is_seen_by("new").await.unwrap());
+    assert!(!Origin::directory(other.dir.path()).unwrap().is_seen_by("new").await.unwrap());
+    same.remove_sign("new").await.unwrap();
+    same.remove_sign("new").await.unwrap();
+    assert!(!origin.is_seen_by("new").await.unwrap());
     assert!(!origin.is_adopted("c3d4").await.unwrap());
     assert!(!Origin::directory(other.dir.path()).unwrap().is_adopted("a1b2").await.unwrap());
 }

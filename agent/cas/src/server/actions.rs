@@ -6,7 +6,7 @@ use steading_proto::reapi;
 use steading_proto::reapi::action_cache_server::ActionCache as Service;
 use tonic::{Request, Response, Status};
 
-use super::{check_instance, function_of, required};
+use super::{Writer, check_instance, function_of, required};
 use crate::actions::ActionEntry;
 use crate::blobs::off_thread;
 use crate::client::now_ms;
@@ -60,6 +60,7 @@ impl Service for ActionCacheService {
         &self,
         request: Request<reapi::UpdateActionResultRequest>,
     ) -> Result<Response<reapi::ActionResult>, Status> {
+        let Writer(writer) = request.extensions().get().cloned().unwrap_or_default();
         let request = request.into_inner();
         check_instance(&request.instance_name)?;
         let function = function_of(request.digest_function)?;
@@ -67,9 +68,7 @@ impl Service for ActionCacheService {
         let result = request
             .action_result
             .ok_or_else(|| Status::invalid_argument("`action_result` is missing"))?;
-        // Who wrote it is known once callers are authenticated.
-        let entry =
-            ActionEntry { result: result.clone(), writer: String::new(), written_ms: now_ms() };
+        let entry = ActionEntry { result: result.clone(), writer, written_ms: now_ms() };
         self.front.put_action(&request.instance_name, function, &action, entry).await?;
         Ok(Response::new(result))
     }

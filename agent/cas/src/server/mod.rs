@@ -33,6 +33,11 @@ pub use stream::ByteStreamService;
 /// Longest instance name, bytes.
 const INSTANCE_BYTES_MAX: usize = 1024;
 
+/// Who makes a request, `ROLE/ID`. Put into it by whoever authenticates callers; results of
+/// actions are stored with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writer(pub String);
+
 /// The four services, ready to be added to a router.
 #[derive(Clone, Debug)]
 pub struct Services {
