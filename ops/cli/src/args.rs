@@ -225,14 +225,13 @@ pub struct Coordinator {
     /// Coordinators whose group an empty directory joins, separated by commas
     #[arg(long, value_name = "ENDPOINT,...", value_delimiter = ',')]
     pub join: Vec<String>,
-    /// As `stead token create --role coordinator` printed it; needed once, over https
-    #[arg(long, value_name = "TOKEN", requires = "join")]
+    /// With --join over https: as `stead token create --role coordinator` printed it
+    #[arg(long, value_name = "TOKEN", env = "STEADING_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub struct Agent {
-    /// unix:/PATH or http://127.0.0.1:PORT; all coordinators, separated by commas
     /// https://HOST:PORT, unix:/PATH or http://127.0.0.1:PORT; several are separated by
     /// commas
     #[arg(long, value_name = "ENDPOINT,...", env = "STEADING_COORDINATOR")]

@@ -19,7 +19,7 @@ use crate::out;
 use crate::signals::Signals;
 
 /// The socket in the data directory on which admins are served.
-const ADMIN_SOCKET: &str = "admin.sock";
+pub const ADMIN_SOCKET: &str = "admin.sock";
 
 /// Who may connect to the socket: whoever may write to it.
 const SOCKET_MODE: u32 = 0o660;

@@ -18,6 +18,9 @@ use crate::signals::END_WITH_STDIN;
 /// How long a part may take to say where it listens: one that joins waits for the others.
 const LISTENING_MAX: Duration = Duration::from_secs(60);
 
+/// Holds a token, for whoever joins.
+const TOKEN: &str = "STEADING_TOKEN";
+
 /// What a coordinator prints before its address.
 const LISTENING: &str = "listening on ";
 
@@ -48,16 +51,22 @@ pub struct Child {
 const LINES_MAX: usize = 16;
 
 impl Start {
-    /// Starts the part.
+    /// Starts the part, with a token if it needs one: in its environment, for what a
+    /// process is called with is shown to every user of the machine.
     ///
     /// # Errors
     ///
     /// What the system says.
-    pub fn start(&self) -> anyhow::Result<Child> {
+    pub fn start(&self, token: Option<&str>) -> anyhow::Result<Child> {
         let failed = || format!("start {}", self.name);
         let log = open(&self.log).with_context(failed)?;
         let copy = tokio::fs::File::from_std(log.try_clone().with_context(failed)?);
-        let mut process = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        match token {
+            Some(token) => command.env(TOKEN, token),
+            None => command.env_remove(TOKEN),
+        };
+        let mut process = command
             .args(&self.arguments)
             .env(END_WITH_STDIN, "1")
             .stdin(Stdio::piped())

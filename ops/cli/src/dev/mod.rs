@@ -2,6 +2,8 @@
 //! process of its own, for trying out and for killing.
 
 mod child;
+mod entry;
+mod running;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,19 +17,20 @@ use steading_proto::v1;
 use steading_proto::v1::cluster_client::ClusterClient;
 use steading_proto::v1::cluster_member::Role;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::connect::failure;
 use crate::context::{self, Context};
+use crate::coordinator::ADMIN_SOCKET;
 use crate::exit::{Ended, Failure};
 use crate::follow::quoted;
 use crate::local;
 use crate::out;
 use crate::signals::Signals;
 use crate::text::count;
-use child::{Child, Start};
+use child::Start;
+use entry::{Admission, Entry, is_member};
+use running::{Part, Running, pid};
 
 /// Where each coordinator listens, in the farm's folder.
 const ADDRESSES: &str = "addresses.json";
@@ -36,7 +39,13 @@ const ADDRESSES: &str = "addresses.json";
 const DIR_MODE: u32 = 0o711;
 
 /// An address that the system chooses.
-const ANY_ADDRESS: &str = "127.0.0.1:0";
+const ANY_ADDRESS: &str = "https://127.0.0.1:0";
+
+/// The user's certificate, in the farm's folder.
+const IDENTITY: &str = "identity";
+
+/// Longest path of a socket, bytes: what the system has room for.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Lines about parts that wait to be printed.
 const SAID_MAX: usize = 64;
@@ -46,17 +55,6 @@ const GROUP_MAX: Duration = Duration::from_secs(60);
 
 /// Between two looks at the group that comes about.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
-
-/// Before a part that ended is started again: the first time, and at most.
-const RESTART_MIN: Duration = Duration::from_millis(200);
-const RESTART_MAX: Duration = Duration::from_secs(5);
-
-/// A part that ran for so long is not one that ends at every start.
-const RAN_WELL: Duration = Duration::from_secs(10);
-
-/// How long an agent may take to stop, which ends its jobs, and a coordinator.
-const AGENT_STOP_MAX: Duration = Duration::from_secs(20);
-const COORDINATOR_STOP_MAX: Duration = Duration::from_secs(15);
 
 /// A farm of several processes.
 #[derive(clap::Args, Debug)]
@@ -91,16 +89,6 @@ struct Farm {
     _lock: Flock<File>,
 }
 
-/// The parts that run, each in the hands of a task that starts it again.
-#[derive(Debug)]
-struct Running {
-    agents: JoinSet<()>,
-    stop_agents: CancellationToken,
-    coordinators: JoinSet<()>,
-    stop_coordinators: CancellationToken,
-    say: mpsc::Sender<String>,
-}
-
 /// Starts the farm, and keeps it until it is told to stop.
 ///
 /// # Errors
@@ -116,7 +104,7 @@ pub async fn run(args: Dev) -> Result<Ended, Failure> {
         () = signals.next() => Ok(()),
     };
     let told = match &served {
-        Ok(()) if !running.agents.is_empty() => farm.tell().map(|()| true),
+        Ok(()) if running.has_agents() => farm.tell().map(|()| true),
         Ok(()) | Err(_) => Ok(false),
     };
     let served = served.and(told);
@@ -146,25 +134,62 @@ impl Farm {
         std::fs::set_permissions(&dir, open).map_err(anyhow::Error::from)?;
         let lock = local::lock(&dir)?;
         let program = local::program()?.remove(0);
-        let addresses = match std::fs::read(dir.join(ADDRESSES)) {
+        let addresses: BTreeMap<String, String> = match std::fs::read(dir.join(ADDRESSES)) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .with_context(|| format!("read `{}`", dir.join(ADDRESSES).display()))?,
             Err(_) => BTreeMap::new(),
         };
         let Dev { coordinators, agents, slots, .. } = *args;
-        Ok(Self { dir, program, coordinators, agents, slots, addresses, _lock: lock })
+        let farm = Self { dir, program, coordinators, agents, slots, addresses, _lock: lock };
+        farm.check()?;
+        Ok(farm)
+    }
+
+    /// What would go wrong later, and not say why.
+    fn check(&self) -> Result<(), Failure> {
+        let dir = self.dir.display();
+        let known = self.addresses.len();
+        if self.coordinators as usize <= known / 2 {
+            return Err(Failure::usage(format!(
+                "the farm in `{dir}` has {known} coordinators, and {} of them cannot decide \
+                 anything\n  hint: say --coordinators {known}, or another --dir",
+                self.coordinators
+            )));
+        }
+        if self.addresses.values().any(|address| address.starts_with("http://")) {
+            return Err(Failure::usage(format!(
+                "the coordinators in `{dir}` speak plain text, as those of an earlier version \
+                 did\n  hint: remove the folder, or say another --dir"
+            )));
+        }
+        let socket = self.socket(self.coordinators);
+        if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(Failure::usage(format!(
+                "`{}` is too long for the path of a socket\n  hint: say a shorter --dir",
+                socket.display()
+            )));
+        }
+        Ok(())
     }
 
     async fn start(&mut self, running: &mut Running) -> Result<(), Failure> {
-        for number in 1..=self.coordinators {
-            self.start_coordinator(number, running).await?;
+        // Who belongs to the group already has to be there for those who join it.
+        let mut numbers: Vec<u32> = (1..=self.coordinators).collect();
+        numbers.sort_by_key(|number| !is_member(&self.data_dir(*number)));
+        let founder = numbers.first().copied().filter(|first| !is_member(&self.data_dir(*first)));
+        for number in numbers {
+            self.start_coordinator(number, founder == Some(number), running).await?;
         }
         self.write_context()?;
+        let (entry, at) = (self.entry(), self.addresses.values().cloned().collect::<Vec<_>>());
+        let identity = entry.admit_user(&at, &self.dir.join(IDENTITY)).await?;
+        running.keep_user(entry, identity, at);
         self.wait_for_group().await?;
         for number in 1..=self.agents {
-            let start = self.agent(number);
-            let child = start.start()?;
-            running.keep_agent(start, child);
+            let part = self.agent(number);
+            let child = part.start().await?;
+            out::line(format_args!("{} runs{}", part.start.name, pid(&child)))?;
+            running.keep_agent(part, child);
         }
         Ok(())
     }
@@ -172,28 +197,31 @@ impl Farm {
     async fn start_coordinator(
         &mut self,
         number: u32,
+        founds: bool,
         running: &mut Running,
     ) -> Result<(), Failure> {
-        let name = format!("coordinator-{number}");
-        let mut child = self.coordinator(number).start()?;
+        let name = coordinator_name(number);
+        let mut child = self.coordinator(number, founds).start().await?;
+        // The second one is the admin socket, from which tokens come.
         let at = child
-            .listening(1)
+            .listening(2)
             .await
             .with_context(|| format!("see `{}`", self.log(&name).display()))?;
         if let Some(address) = at.into_iter().next() {
-            out::line(format_args!("{name} listens on {address}"))?;
+            out::line(format_args!("{name} listens on {address}{}", pid(&child)))?;
             self.addresses.insert(name, address);
         }
         let text = serde_json::to_vec_pretty(&self.addresses).map_err(anyhow::Error::from)?;
         std::fs::write(self.dir.join(ADDRESSES), text).map_err(anyhow::Error::from)?;
         // With the address that it has now: it is started again there.
-        running.keep_coordinator(self.coordinator(number), child);
+        running.keep_coordinator(self.coordinator(number, false), child);
         Ok(())
     }
 
     /// Who has an address listens there again; who has none is given one by the system.
-    fn coordinator(&self, number: u32) -> Start {
-        let name = format!("coordinator-{number}");
+    fn coordinator(&self, number: u32, founds: bool) -> Part {
+        let name = coordinator_name(number);
+        let data_dir = self.data_dir(number);
         let address = self.addresses.get(&name).map_or(ANY_ADDRESS, String::as_str);
         let mut arguments = vec![
             "coordinator".to_owned(),
@@ -201,17 +229,21 @@ impl Farm {
             self.path(&name),
             "--listen".to_owned(),
             address.to_owned(),
-            "--insecure-loopback".to_owned(),
             "--object-store".to_owned(),
             self.path("origin"),
         ];
-        if number > 1 {
-            arguments.extend(["--join".to_owned(), self.endpoints(&name)]);
+        let others = self.endpoints(&name);
+        if !founds && !others.is_empty() {
+            arguments.extend(["--join".to_owned(), others]);
         }
-        self.part(name, arguments)
+        let admission = match founds {
+            true => Admission::Founder,
+            false => Admission::Coordinator { data_dir },
+        };
+        self.part(name, arguments, admission)
     }
 
-    fn agent(&self, number: u32) -> Start {
+    fn agent(&self, number: u32) -> Part {
         let name = format!("agent-{number}");
         let mut arguments = vec![
             "agent".to_owned(),
@@ -225,12 +257,26 @@ impl Farm {
         if let Some(slots) = self.slots {
             arguments.extend(["--slots".to_owned(), slots.to_string()]);
         }
-        self.part(name, arguments)
+        let identity = self.dir.join(&name).join("identity");
+        self.part(name.clone(), arguments, Admission::Agent { name, identity })
     }
 
-    fn part(&self, name: String, arguments: Vec<String>) -> Start {
+    fn part(&self, name: String, arguments: Vec<String>, admission: Admission) -> Part {
         let log = self.log(&name);
-        Start { name, program: self.program.clone(), arguments, log }
+        let start = Start { name, program: self.program.clone(), arguments, log };
+        Part { start, admission, entry: self.entry() }
+    }
+
+    fn entry(&self) -> Entry {
+        Entry::new((1..=self.coordinators).map(|number| self.socket(number)))
+    }
+
+    fn data_dir(&self, number: u32) -> PathBuf {
+        self.dir.join(coordinator_name(number))
+    }
+
+    fn socket(&self, number: u32) -> PathBuf {
+        self.data_dir(number).join(ADMIN_SOCKET)
     }
 
     /// Of all coordinators but this one, separated by commas.
@@ -253,7 +299,7 @@ impl Farm {
 
     fn write_context(&self) -> Result<(), Failure> {
         let coordinators = self.addresses.values().cloned().collect();
-        let context = Context { coordinators, identity: None };
+        let context = Context { coordinators, identity: Some(IDENTITY.into()) };
         let text = serde_json::to_vec_pretty(&context).map_err(anyhow::Error::from)?;
         let written = std::fs::write(self.context(), text);
         Ok(written.with_context(|| format!("write `{}`", self.context().display()))?)
@@ -295,78 +341,11 @@ impl Farm {
             count(u64::from(self.agents), "agent"),
             self.dir.display()
         ))?;
-        out::line(format_args!("stead submit --wait --context {context} ops/examples/c-program"))
+        out::line("in a folder with a pipeline, submit it with")?;
+        out::line(format_args!("stead submit --wait --context {context}"))
     }
 }
 
-impl Running {
-    fn new(say: mpsc::Sender<String>) -> Self {
-        Self {
-            agents: JoinSet::new(),
-            stop_agents: CancellationToken::new(),
-            coordinators: JoinSet::new(),
-            stop_coordinators: CancellationToken::new(),
-            say,
-        }
-    }
-
-    fn keep_agent(&mut self, start: Start, child: Child) {
-        let stop = self.stop_agents.clone();
-        self.agents.spawn(keep(start, child, AGENT_STOP_MAX, self.say.clone(), stop));
-    }
-
-    fn keep_coordinator(&mut self, start: Start, child: Child) {
-        let stop = self.stop_coordinators.clone();
-        self.coordinators.spawn(keep(start, child, COORDINATOR_STOP_MAX, self.say.clone(), stop));
-    }
-
-    /// Agents first: they give back what they hold.
-    async fn stop(&mut self) {
-        self.stop_agents.cancel();
-        while self.agents.join_next().await.is_some() {}
-        self.stop_coordinators.cancel();
-        while self.coordinators.join_next().await.is_some() {}
-    }
-}
-
-/// Keeps a part running until `stop`.
-async fn keep(
-    start: Start,
-    mut child: Child,
-    patience: Duration,
-    say: mpsc::Sender<String>,
-    stop: CancellationToken,
-) {
-    let name = &start.name;
-    let mut pause = RESTART_MIN;
-    loop {
-        let began = Instant::now();
-        let ended = tokio::select! {
-            () = stop.cancelled() => {
-                if !child.stop(patience).await {
-                    // Nobody reads any more: fine, here as below.
-                    let _ = say.try_send(format!("{name} did not stop, and was killed"));
-                }
-                return;
-            }
-            ended = child.ended() => ended,
-        };
-        let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let _ = say.try_send(format!("{name} ended ({how}), and starts again"));
-        if began.elapsed() > RAN_WELL {
-            pause = RESTART_MIN;
-        }
-        child = loop {
-            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return;
-            }
-            pause = (pause * 2).min(RESTART_MAX);
-            match start.start() {
-                Ok(child) => break child,
-                Err(error) => {
-                    let _ = say.try_send(format!("{name} does not start: {error:#}"));
-                }
-            }
-        };
-    }
+fn coordinator_name(number: u32) -> String {
+    format!("coordinator-{number}")
 }
