@@ -2,9 +2,11 @@
 //!
 //! Four things are heard. A replica says that it leads a term: of two terms the larger
 //! counts, and a smaller one is ignored (a leader that was deposed may believe in itself
-//! for a while). The one that is asked names another: it is followed, for who asks it
-//! again gets no other answer. The one that is asked breaks: the next one is asked. It
-//! answers: it is the right one. Moves between two answers are counted, so that replicas
+//! for a while); of the same term, its leader's own word counts again, though the agent
+//! was sent elsewhere meanwhile. The one that is asked names
+//! another: it is followed, for who asks it again gets no other answer. It names itself:
+//! it is about to lead, and is asked again soon. The one that is asked breaks: the next
+//! one is asked. It answers: it is the right one. Moves between two answers are counted, so that replicas
 //! that send the agent to each other, or are all away, do not keep it spinning.
 
 use std::collections::BTreeSet;
@@ -102,6 +104,17 @@ impl Book {
         self.ask(leader)
     }
 
+    /// `leader` itself says that it leads this term, and may be asked now. True where a
+    /// try is worth making at once, also with the one that was asked before: it may have
+    /// answered that it does not lead yet.
+    pub(super) fn leads(&mut self, term: u64, leader: &str) -> bool {
+        let is_news = term >= self.term;
+        if !self.led_by(term, leader) && is_news {
+            self.ask(leader);
+        }
+        is_news
+    }
+
     /// `endpoint` does not lead, and names who does, if it knows. True where another one
     /// is worth asking at once.
     pub(super) fn sent_on(&mut self, endpoint: &str, leader: Option<&str>) -> bool {
@@ -113,6 +126,8 @@ impl Book {
                 let moved = self.ask(leader);
                 moved && self.count_move()
             }
+            // It does not lead yet. Not for ever: its moves are counted, too.
+            Some(_) if self.count_move() => false,
             _ => self.failed(endpoint),
         }
     }
@@ -189,6 +204,28 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_that_says_so_itself_is_asked_again_whatever_was_heard_meanwhile() {
+        check(
+            "a,b,c",
+            &[
+                // A follower's word is early: the new leader does not serve yet.
+                ("led 5 b", "b at once"),
+                ("sent b b", "b"),
+                ("leads 5 b", "b at once"),
+                ("answered b", "b"),
+                // It is lost for a moment, and the next one has been stopped.
+                ("failed b", "c at once"),
+                ("sent c a", "a at once"),
+                ("leads 4 c", "a"),
+                ("leads 5 b", "b at once"),
+            ],
+        );
+        // One that is always about to lead, and never does.
+        let early = [("sent a a", "a"), ("sent a a", "a"), ("sent a a", "a")];
+        check("a,b", &[&early[..], &[("sent a a", "b")]].concat());
+    }
+
+    #[test]
     fn a_hint_is_followed_and_a_break_goes_to_the_next() {
         check(
             "a,b,c",
@@ -259,6 +296,7 @@ mod tests {
                 ["led", term, leader] => {
                     book.led_by(term.parse().unwrap(), leader.trim_matches('?'))
                 }
+                ["leads", term, leader] => book.leads(term.parse().unwrap(), leader),
                 ["sent", from, leader] => book.sent_on(from, (leader != "?").then_some(leader)),
                 ["failed", endpoint] => book.failed(endpoint),
                 ["up", endpoint] => {

@@ -205,8 +205,11 @@ impl Cluster {
             book.connected(endpoint, true);
             // By the name under which it was reached: what it calls itself may not be
             // reachable from here.
-            let leader = if said.here { endpoint } else { &said.leader };
-            self.shared.dial.is_some() && book.led_by(said.term, leader)
+            match said.here {
+                _ if self.shared.dial.is_none() => false,
+                true => book.leads(said.term, endpoint),
+                false => book.led_by(said.term, &said.leader),
+            }
         });
     }
 

@@ -26,6 +26,16 @@ const OUTBOX_MAX: usize = 256;
 /// Progress reports taken in one go.
 const PROGRESS_BATCH: usize = 64;
 
+/// How long a coordinator may take to open a session: one that is stopped takes the
+/// request, and says nothing.
+const OPEN_MAX: Duration = Duration::from_secs(3);
+
+/// How long a renewal may go unanswered before another coordinator is asked, milliseconds:
+/// a second one was sent meanwhile, and half of the lease is left for the other to answer.
+const SILENCE_MS_MAX: u64 = 2 * RENEW_PERIOD_MS - RENEW_PERIOD_MS / 4;
+
+const _: () = assert!(SILENCE_MS_MAX < LEASE_AGENT_MS / 2);
+
 /// How a session ended.
 pub(super) struct Ended {
     /// The coordinator let the agent in.
@@ -92,7 +102,9 @@ impl Session<'_> {
         let mut client = self.agent.agents.client();
         let stream = client.session(ReceiverStream::new(receiver));
         let mut inbox = tokio::select! {
-            opened = stream => opened?.into_inner(),
+            opened = tokio::time::timeout(OPEN_MAX, stream) => opened
+                .map_err(|_| Status::unavailable("the coordinator does not answer"))??
+                .into_inner(),
             () = shutdown.cancelled() => return Ok(()),
         };
         let mut ticks = tokio::time::interval(Duration::from_millis(RENEW_PERIOD_MS));
@@ -144,9 +156,9 @@ impl Session<'_> {
     }
 
     fn renew(&mut self) -> Result<(), Status> {
-        // A connection that is silent for a whole lease is dead, whatever TCP thinks.
+        // A connection that is silent for so long is dead, whatever TCP thinks.
         let oldest = self.unanswered.values().next().copied();
-        if oldest.is_some_and(|sent| boottime_ms() > sent + LEASE_AGENT_MS) {
+        if oldest.is_some_and(|sent| boottime_ms() > sent + SILENCE_MS_MAX) {
             return Err(Status::unavailable("the coordinator does not answer renewals"));
         }
         let leases = self.agent.held.leases();

@@ -1,7 +1,8 @@
 //! The coordinators of a farm, and the one connection that is kept to one of them.
 //!
 //! Any replica answers any request, so that one connection is enough. When it breaks,
-//! the next endpoint is tried first; when the replica at its other end is alive but of
+//! the next endpoint is tried first, and while it does not answer, the one behind it as
+//! well; when the replica at its other end is alive but of
 //! no use (cut off from the others, or itself looking for the leader), the connection
 //! is given up, which breaks whatever else goes over it: all of that resumes.
 
@@ -17,6 +18,7 @@ use steading_cas::{Blobs, BlobsError, RemoteBlobs};
 use steading_proto::tls::{self, Identity};
 use steading_proto::{leader, v1};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Uri};
 use tonic::{Code, Response, Status};
@@ -26,6 +28,9 @@ use crate::connect::{Backoff, Endpoint, Stream, is_transient, no_address};
 /// How long one endpoint may take to answer a connection attempt: a coordinator that is
 /// stopped lets it be opened, and says nothing.
 const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+
+/// How long an endpoint is waited for alone, before the next one is tried beside it.
+const ALONE_MAX: Duration = Duration::from_millis(300);
 
 /// How long a connection waits for the renewal of a certificate.
 const RENEWAL_MAX: Duration = Duration::from_secs(5);
@@ -204,15 +209,31 @@ impl Route {
     async fn connect(&self) -> io::Result<Leaving> {
         self.renew_if_due().await;
         let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for (endpoint, next) in self.candidates() {
-            match tokio::time::timeout(ATTEMPT_MAX, endpoint.open(self.identity.as_deref())).await {
-                Ok(Ok(stream)) => return Ok(self.connected(endpoint, next, stream)),
-                Ok(Err(error)) => failed = error,
-                Err(_) => failed = io::Error::from(io::ErrorKind::TimedOut),
+        let mut candidates = self.candidates().into_iter();
+        let mut attempts = JoinSet::new();
+        loop {
+            match candidates.next() {
+                Some((endpoint, next)) => {
+                    let identity = self.identity.clone();
+                    attempts.spawn(attempt(endpoint, next, identity));
+                }
+                None if attempts.is_empty() => return Err(failed),
+                None => (),
             }
-            tracing::debug!(%endpoint, error = %failed, "a coordinator cannot be reached");
+            // An attempt that is too late is dropped with the others.
+            let alone = tokio::time::sleep(ALONE_MAX);
+            let ended = tokio::select! {
+                Some(ended) = attempts.join_next() => ended.map_err(io::Error::other)?,
+                () = alone, if candidates.len() > 0 => continue,
+            };
+            match ended {
+                (endpoint, next, Ok(stream)) => return Ok(self.connected(endpoint, next, stream)),
+                (endpoint, _, Err(error)) => {
+                    tracing::debug!(%endpoint, %error, "a coordinator cannot be reached");
+                    failed = error;
+                }
+            }
         }
-        Err(failed)
     }
 
     /// A certificate that is due is renewed before it is shown. Best effort: it is good
@@ -279,6 +300,17 @@ impl Route {
     }
 }
 
+/// One endpoint's chance to answer.
+async fn attempt(
+    endpoint: Endpoint,
+    next: usize,
+    identity: Option<Arc<Identity>>,
+) -> (Endpoint, usize, io::Result<Stream>) {
+    let opened = tokio::time::timeout(ATTEMPT_MAX, endpoint.open(identity.as_deref())).await;
+    let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    (endpoint, next, opened)
+}
+
 /// A connection that can be given up from outside.
 struct Leaving {
     stream: Stream,
@@ -333,7 +365,6 @@ impl AsyncWrite for Leaving {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
-    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -349,6 +380,27 @@ mod tests {
         let farm = farm.without(2).await;
         route.connect().await.unwrap();
         assert_eq!(farm.connected(&route), "0");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_says_nothing_holds_nobody_up() {
+        let farm = Three::listen();
+        let bind = |name| UnixListener::bind(farm.dir.path().join(name)).unwrap();
+        let (silent, second) = (bind("silent"), bind("9"));
+        let mut route = farm.route();
+        route.endpoints = ["silent", "9"].map(|name| farm.named(name)).to_vec();
+        let serve = async {
+            let (first, _) = silent.accept().await.unwrap();
+            let (mut stream, _) = second.accept().await.unwrap();
+            let mut byte = [0];
+            let waits = first.try_read(&mut byte).unwrap_err();
+            stream.write_all(b"!").await.unwrap();
+            waits.kind()
+        };
+        let (connected, waits) = tokio::join!(route.connect(), serve);
+        connected.unwrap();
+        assert_eq!(farm.connected(&route), "9");
+        assert_eq!(waits, io::ErrorKind::WouldBlock, "the first one was given up before");
     }
 
     #[tokio::test]
@@ -414,7 +466,11 @@ mod tests {
         }
 
         fn endpoint(&self, number: usize) -> Endpoint {
-            Endpoint::Unix(self.dir.path().join(format!("{number}")))
+            self.named(&number.to_string())
+        }
+
+        fn named(&self, name: &str) -> Endpoint {
+            Endpoint::Unix(self.dir.path().join(name))
         }
 
         fn route(&self) -> Route {

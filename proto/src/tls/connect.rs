@@ -24,8 +24,8 @@ use super::{ALPN, SERVER_NAME, provider};
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How often a connection is asked for a sign of life, so that a machine that went away
 /// without a word is noticed, and how long it may take to answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What the other side may send ahead on one stream, bytes, and on all of a connection.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
