@@ -7,7 +7,8 @@ use anyhow::{Context as _, bail};
 use steading_proto::tls::{self, Identity, IdentityFiles, JoinToken};
 
 /// The agent's certificate in `dir`, where one of the coordinators asks for one. `token` is needed
-/// once: who has joined, and whose certificate is not over, has no use for it.
+/// once: who has joined, and whose certificate is not over, has no use for it, unless it is of
+/// another farm than the certificate: one that was restored from a backup, for example.
 ///
 /// # Errors
 ///
@@ -27,13 +28,25 @@ pub async fn identity(
         true => Some(Identity::load(dir).context("read the agent's certificate")?),
         false => None,
     };
+    let token = token.map(str::parse::<JoinToken>).transpose().context("read the join token")?;
+    let join = async |token: &JoinToken| {
+        let joined = tls::join(&secure, token, name, dir, Vec::new()).await;
+        Ok::<_, tls::EnrollError>(joined?.identity)
+    };
     let identity = match (known.filter(|known| !tls::is_over(known)), token) {
-        (Some(identity), _) => identity,
-        (None, Some(token)) => {
-            let token: JoinToken = token.parse().context("read the join token")?;
-            let joined = tls::join(&secure, &token, name, dir, Vec::new()).await;
-            joined.context("join the farm")?.identity
+        (Some(identity), Some(token)) if !IdentityFiles::read(dir)?.knows(token.pin) => {
+            match join(&token).await {
+                Ok(joined) => joined,
+                // The token may be the one that it came with, long ago, made by a coordinator
+                // that has left since.
+                Err(error) => {
+                    tracing::warn!(%error, "the join token is of no use: the certificate stays");
+                    identity
+                }
+            }
         }
+        (Some(identity), _) => identity,
+        (None, Some(token)) => join(&token).await.context("join the farm")?,
         (None, None) => bail!(
             "there is no certificate in `{}`, or it is over: let an admin make a join token \
              (`stead token create --role agent`), and start with --join TOKEN",

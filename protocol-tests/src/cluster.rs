@@ -1,7 +1,7 @@
 //! Several coordinators and agents, each a real process with a certificate of its own,
 //! for tests that kill, stop and replace them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -23,6 +23,8 @@ const CONTEXT: &str = "admin.json";
 #[derive(Debug)]
 pub struct Cluster {
     farm: Farm,
+    /// Where all coordinators have their blobs.
+    origin: PathBuf,
     /// Of every coordinator that was ever started.
     places: Vec<Place>,
     coordinators: Vec<Option<Process>>,
@@ -52,8 +54,23 @@ impl Cluster {
 
     /// Starts `coordinators`, which are one group when this returns.
     pub fn without_agents(stead: &str, coordinators: usize) -> Self {
+        let farm = Farm::new(stead);
+        let origin = farm.dir().join("origin");
+        let mut cluster = Self::found(farm, origin);
+        for _ in 1..coordinators {
+            cluster.add_coordinator();
+        }
+        cluster.log_in();
+        cluster.wait_until_whole();
+        cluster
+    }
+
+    /// Starts one coordinator, with nobody who may join it yet but by its tokens. It goes on
+    /// from what is in the folder `c0`.
+    pub fn found(farm: Farm, origin: PathBuf) -> Self {
         let mut cluster = Self {
-            farm: Farm::new(stead),
+            farm,
+            origin,
             places: Vec::new(),
             coordinators: Vec::new(),
             agents: Vec::new(),
@@ -61,16 +78,15 @@ impl Cluster {
             coordinator_token: String::new(),
         };
         cluster.add_coordinator();
-        let uses = ["--uses", JOINS_MAX, "--ttl", "1d"];
-        cluster.agent_token = cluster.token(&[&["--role", "agent"], &uses[..]].concat());
-        cluster.coordinator_token =
-            cluster.token(&[&["--role", "coordinator"], &uses[..]].concat());
-        for _ in 1..coordinators {
-            cluster.add_coordinator();
-        }
-        cluster.log_in();
-        cluster.wait_until_whole();
+        cluster.make_tokens();
         cluster
+    }
+
+    /// Makes the tokens with which agents and coordinators join from now on.
+    pub fn make_tokens(&mut self) {
+        let uses = ["--uses", JOINS_MAX, "--ttl", "1d"];
+        self.agent_token = self.token(&[&["--role", "agent"], &uses[..]].concat());
+        self.coordinator_token = self.token(&[&["--role", "coordinator"], &uses[..]].concat());
     }
 
     /// The folder for what a test writes itself, and the logs.
@@ -103,7 +119,7 @@ impl Cluster {
     /// The same with another program, of another version.
     pub fn start_coordinator_as(&mut self, number: usize, program: &Path) {
         let name = format!("c{number}");
-        let origin = self.farm.dir().join("origin").display().to_string();
+        let origin = self.origin.display().to_string();
         let listen = self.places[number].endpoint.clone();
         let mut args = vec!["coordinator", "--data-dir", &name, "--listen", &listen];
         args.extend(["--object-store", &origin]);

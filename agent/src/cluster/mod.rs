@@ -8,14 +8,14 @@
 mod book;
 mod warm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use steading_proto::leader::{is_not_leader, leader_of};
-use steading_proto::v1;
+use steading_proto::{tls, v1};
 use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codegen::http;
@@ -32,6 +32,9 @@ pub type Dial = Arc<dyn Fn(&str) -> Result<Channel, EndpointError> + Send + Sync
 /// Name of the only endpoint of a coordinator that is reached by one channel alone.
 const ONLY: &str = "the coordinator";
 
+/// Endpoints that are told of, at most, when strangers listen there.
+const STRANGERS_MAX: usize = 64;
+
 /// The farm's coordinators. Clones are the same; as a service it calls the leader.
 #[derive(Clone)]
 pub struct Cluster {
@@ -46,6 +49,8 @@ struct Shared {
     place: watch::Sender<Place>,
     /// Counts changes of the set of endpoints.
     endpoints: watch::Sender<u64>,
+    /// Endpoints of which was told that another farm listens there.
+    strangers: Mutex<BTreeSet<String>>,
 }
 
 struct Inner {
@@ -98,6 +103,7 @@ impl Cluster {
             inner: Mutex::new(Inner { book, channels }),
             place: watch::Sender::new(place),
             endpoints: watch::Sender::new(0),
+            strangers: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -213,6 +219,21 @@ impl Cluster {
         });
     }
 
+    /// Says once of each endpoint that somebody else listens there.
+    fn tell_of_stranger(&self, endpoint: &str, error: &Error) {
+        if !tls::is_stranger(error) {
+            return;
+        }
+        let mut strangers = self.shared.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers.len() < STRANGERS_MAX && strangers.insert(endpoint.to_owned()) {
+            tracing::error!(
+                endpoint,
+                "whoever listens there is no coordinator of this agent's farm: if that was made \
+                 anew, let the agent join it with --join TOKEN"
+            );
+        }
+    }
+
     /// Makes the call there. Ends early where another one is asked meanwhile: the answer
     /// of one that no longer leads may never come.
     async fn call_at(
@@ -250,7 +271,10 @@ impl Cluster {
                     false
                 }),
             },
-            Err(_) => self.update(|book| book.failed(&endpoint)),
+            Err(error) => {
+                self.tell_of_stranger(&endpoint, error);
+                self.update(|book| book.failed(&endpoint));
+            }
         }
         answer
     }

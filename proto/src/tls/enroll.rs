@@ -218,7 +218,7 @@ async fn ask<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
         };
         // A failed handshake is no answer either, but trying again changes nothing.
         let transient = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
-        if !transient || is_disbelief(&status) || began.elapsed() > PATIENCE {
+        if !transient || is_stranger(&status) || began.elapsed() > PATIENCE {
             return Err(EnrollError::Refused(explain(status)));
         }
         hint = secure_leader(&status);
@@ -233,9 +233,10 @@ fn secure_leader(status: &Status) -> Option<String> {
     leader.starts_with("https://").then(|| leader.to_owned())
 }
 
-/// The other end has no certificate that this one believes.
-fn is_disbelief(status: &Status) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
+/// Whether a connection failed because the other end has no certificate that leads to a CA
+/// which is known here: it is another farm's, or the farm was made anew.
+pub fn is_stranger(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = error.source();
     while let Some(error) = cause {
         let io = error.downcast_ref::<std::io::Error>();
         let inner = io.and_then(std::io::Error::get_ref);
@@ -253,7 +254,7 @@ fn is_disbelief(status: &Status) -> bool {
 }
 
 fn explain(status: Status) -> Status {
-    if is_disbelief(&status) {
+    if is_stranger(&status) {
         return Status::unauthenticated(
             "whoever listens there is no coordinator of this farm: its certificate does not lead \
              to the CA that is known",

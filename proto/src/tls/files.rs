@@ -9,6 +9,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::certificate::SpkiHash;
+
 /// The private key, PEM (PKCS #8). Mode 0600, never sent.
 const KEY: &str = "key.pem";
 /// The certificate, then those of the CAs above it.
@@ -63,6 +68,12 @@ impl IdentityFiles {
     /// Whether somebody joined with this directory.
     pub fn exist(dir: &Path) -> bool {
         dir.join(CERTIFICATE).exists()
+    }
+
+    /// Whether this is the key of one of the CAs that the directory believes.
+    pub fn knows(&self, key: SpkiHash) -> bool {
+        let certificates = CertificateDer::pem_slice_iter(self.bundle.as_bytes()).flatten();
+        certificates.into_iter().any(|found| SpkiHash::of(&found) == Ok(key))
     }
 
     /// Reads them all.

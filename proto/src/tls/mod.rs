@@ -23,7 +23,9 @@ pub use accept::accept;
 pub use certificate::{CertificateError, Certified, SpkiHash};
 pub use connect::{ChannelError, authority, channel, dial_stream, pinned_channel};
 pub use connection::{Connection, Peer};
-pub use enroll::{EnrollError, Joined, is_due, is_over, join, keep, renew, request_for, to_pem};
+pub use enroll::{
+    EnrollError, Joined, is_due, is_over, is_stranger, join, keep, renew, request_for, to_pem,
+};
 pub use files::{FilesError, IdentityFiles};
 pub use identity::{Current, Identity, IdentityError};
 pub use token::{JoinToken, ParseTokenError};
