@@ -3,5 +3,6 @@
 
 pub mod cluster;
 pub mod farm;
+pub mod metadata;
 pub mod replica_kit;
 pub mod sim;

@@ -55,6 +55,7 @@ impl State {
                 self.finish_job(turn, job, cancelled(WAS_CANCELLED));
                 continue;
             }
+            self.remember_attempt(turn, job, None);
             if back.preempted {
                 // Its machines go away: the job had better start elsewhere.
                 self.edit_job(turn, job, |job| job.avoid_pool = Some(pool.clone()));

@@ -29,9 +29,7 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     let endpoints = Endpoint::read_all(&args.coordinator)?;
     let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-    let gce = args.gce.then(|| {
-        std::env::var("GCE_METADATA_HOST").unwrap_or_else(|_| gce::HOST_DEFAULT.to_owned())
-    });
+    let gce = args.gce.then_some(args.gce_metadata_host);
     let machine = match &gce {
         Some(host) => gce::machine(host).await,
         None => gce::Machine::default(),
@@ -81,8 +79,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
         spot: args.spot || machine.spot,
         labels: labels(&args.labels),
         slots,
-        leases_ahead: 0,
-        // Jobs are told of it, and run elsewhere.
+        leases_ahead: args.leases_ahead,
         data_dir,
         blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },
         user,

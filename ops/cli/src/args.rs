@@ -261,9 +261,17 @@ pub struct Agent {
     #[arg(long, value_name = "NAME")]
     pub machine_type: Option<String>,
     /// Ask GCE's metadata server for zone, machine type and provisioning, and listen there
-    /// for the machine's end (GCE_METADATA_HOST says where it is)
+    /// for the machine's end
     #[arg(long)]
     pub gce: bool,
+    /// Where that server is
+    #[arg(
+        long,
+        value_name = "HOST",
+        env = "GCE_METADATA_HOST",
+        default_value = steading_agent::preemption::gce::HOST_DEFAULT
+    )]
+    pub gce_metadata_host: String,
     /// When this file appears, the machine is about to go away
     #[arg(long, value_name = "FILE")]
     pub preemption_file: Option<PathBuf>,
@@ -273,6 +281,15 @@ pub struct Agent {
     /// Jobs that run at once [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub slots: Option<u32>,
+    /// Jobs held besides, so that the next one is at hand when one ends: other agents
+    /// cannot have them meanwhile
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=256)
+    )]
+    pub leases_ahead: u32,
     /// What `runs-on` may ask for, besides the usual labels of this host
     #[arg(long, value_name = "LABEL", value_delimiter = ',')]
     pub labels: Vec<String>,

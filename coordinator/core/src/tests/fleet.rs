@@ -11,6 +11,7 @@ fn what_is_handed_back_is_at_the_head_of_its_queue_and_not_counted() {
          2s  hand-back agent-1 L2 L3 L9 window=15s -> dispatch
          2s  show queue                  -> job-2 job-4
          2s  show job-3                  -> L3
+         2s  show attempts job-2         -> #1 none
          3s  assign job-2 agent-1        -> not job-2: agent is cordoned, drained or leaving, and gets no work
          3s  show place agent-1          ->
          3s  hand-back agent-1 L2 window=15s -> nothing
