@@ -26,8 +26,8 @@ struct Shared {
 #[derive(Clone, Copy, Debug, Default)]
 struct Said {
     preempted: bool,
-    /// Questions that wait for the machine's end.
-    waiting: usize,
+    /// Somebody waits for the machine's end.
+    asked: bool,
     stopped: bool,
 }
 
@@ -61,7 +61,7 @@ impl Metadata {
 
     /// Whether somebody waits to be told of the machine's end.
     pub fn is_asked(&self) -> bool {
-        self.shared.said().waiting > 0
+        self.shared.said().asked
     }
 
     /// The machine is taken away.
@@ -128,6 +128,8 @@ impl Shared {
     }
 
     fn preempted(&self, query: &str) -> bool {
+        let waits = query.contains("last_etag=FALSE");
+        self.change(|said| said.asked |= waits);
         self.hold_while(query, "last_etag=FALSE", |said| said.preempted || said.stopped);
         self.said().preempted
     }
@@ -137,10 +139,7 @@ impl Shared {
         if !query.contains(known) {
             return;
         }
-        self.change(|said| said.waiting += 1);
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = self.changed.wait_while(said, |said| !over(said));
-        drop(said);
-        self.change(|said| said.waiting -= 1);
+        drop(self.changed.wait_while(said, |said| !over(said)));
     }
 }
