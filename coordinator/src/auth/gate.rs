@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::task::{Context, Poll};
 
 use futures_util::future::{Either, Ready, ready};
-use steading_core::{serial_subject, subject};
-use steading_model::Role;
-use steading_proto::tls::Peer;
+use steading_core::{State, serial_subject, subject};
+use steading_model::{Role, Timestamp};
+use steading_proto::tls::{Certified, Peer};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -73,18 +73,19 @@ impl Gate {
             }
         };
         let state = self.replica.view();
-        let serial = direct.certified.as_ref().map(|shown| serial_subject(&shown.serial));
-        if state.is_denied(&subject(direct.role, &direct.id))
-            || serial.is_some_and(|serial| state.is_denied(&serial))
-        {
-            return Err(denied());
+        if let Some(certified) = &direct.certified {
+            self.check(&state, certified, request.uri().path())?;
         }
         let Some(behalf) = request.headers().get(ON_BEHALF_OF) else {
             return Ok(Some(direct));
         };
-        let believed = self.trust == Trust::Local || direct.role == Role::Coordinator;
-        if !believed {
-            return Ok(Some(direct));
+        match (self.trust, direct.role) {
+            (Trust::Local, _) => (),
+            (Trust::Certificates, Role::Coordinator) if self.is_member(&state, &direct.id) => (),
+            (Trust::Certificates, Role::Coordinator) => return Err(gone()),
+            (Trust::Certificates, Role::Agent | Role::Client | Role::Admin) => {
+                return Ok(Some(direct));
+            }
         }
         let asked = behalf.to_str().ok().and_then(Caller::read);
         let asked = asked
@@ -94,10 +95,55 @@ impl Gate {
             false => Ok(Some(asked)),
         }
     }
+
+    /// Whether a certificate that is good is to be believed.
+    fn check(&self, state: &State, shown: &Certified, path: &str) -> Result<(), Status> {
+        let (role, id) = (shown.id.role(), shown.id.id());
+        if state.is_denied(&subject(role, id)) || state.is_denied(&serial_subject(&shown.serial)) {
+            return Err(denied());
+        }
+        // Somebody with a token that was bound to the name took it since.
+        if state.member(role, id).is_some_and(|member| member.key != shown.key.0) {
+            return Err(match self.replica.standing().borrow().leads {
+                true => Status::permission_denied("the name belongs to another key by now"),
+                false => Status::unavailable("the name may belong to another key: ask the leader"),
+            });
+        }
+        // Who was removed is told so, and is of no more use: neither is its certificate
+        // renewed, nor does anybody speak through it.
+        let left = role == Role::Coordinator && self.has_left(state, id);
+        match left && !TOLD_THAT_THEY_LEFT.iter().any(|told| path.starts_with(told)) {
+            true => Err(gone()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this directory's replica was removed, and Raft needs it no more.
+    fn has_left(&self, state: &State, storage_id: &str) -> bool {
+        match state.replica_by_storage(storage_id) {
+            Some(row) => row.removed && !self.replica.membership().contains(row.id),
+            // Its row may be forgotten before its CA is.
+            None => state
+                .authority(storage_id)
+                .is_some_and(|authority| authority.retired != Timestamp::default()),
+        }
+    }
+
+    fn is_member(&self, state: &State, storage_id: &str) -> bool {
+        state.replica_by_storage(storage_id).is_some() && !self.has_left(state, storage_id)
+    }
 }
+
+/// What coordinators are told that were removed; each of these looks at that itself.
+const TOLD_THAT_THEY_LEFT: [&str; 2] =
+    ["/steading.v1.Replication/", "/steading.v1.Cluster/AdmitReplica"];
 
 fn denied() -> Status {
     Status::permission_denied("the farm was told not to believe this member")
+}
+
+fn gone() -> Status {
+    Status::unavailable("this coordinator is not of the group: ask another one")
 }
 
 impl<S> Layer<S> for Gate {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
 
+mod departed;
 mod methods;
 mod support;
 
@@ -93,13 +94,18 @@ async fn names_in_a_request_count_for_nothing_and_nobody_takes_anothers() {
     // The name is taken; a token that is bound to it may give it to another key.
     let token = farm.token_for(v1::Role::Agent).await;
     refused(farm.join(&token, "a", "thief").await, "name belongs to another key");
+    let first = farm.join(&token, "b", "b").await.unwrap();
     let bound = v1::CreateTokenRequest {
         role: v1::Role::Agent.into(),
-        name: "a".into(),
+        name: "b".into(),
         ..Default::default()
     };
     let bound = farm.token(bound).await;
-    farm.join(&bound, "", "successor").await.unwrap();
+    let successor = farm.join(&bound, "", "successor").await.unwrap();
+    // From then on the first key is nobody's, though its certificate is good for a while.
+    let refused = register(&farm, &first, "b", "default").await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    register(&farm, &successor, "b", "default").await.unwrap();
     farm.stop().await;
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType, SerialNumber};
-use steading_coordinator::{Config, Coordinator};
+use steading_coordinator::{Config, Coordinator, ObjectStore};
 use steading_model::Role;
 use steading_proto::tls::{self, Identity, IdentityFiles, JoinToken};
 use steading_proto::v1;
@@ -43,17 +43,32 @@ pub(crate) struct Farm {
 
 impl Farm {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_, _| ()).await
+    }
+
+    /// One that others can join.
+    pub(crate) async fn start_group() -> Self {
+        Self::start_with(|config, endpoint| {
+            config.advertise = Some(endpoint.to_owned());
+            let origin = config.data_dir.with_file_name("origin");
+            config.object_store = Some(ObjectStore::from_text(&origin.display().to_string()));
+        })
+        .await
+    }
+
+    async fn start_with(set: impl FnOnce(&mut Config, &str)) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
         let mut config = Config::new(dir.path().join("coordinator"));
         config.segment_bytes = 4 << 20;
+        set(&mut config, &endpoint);
         let coordinator = Arc::new(Coordinator::start(config).await.unwrap());
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
         let (connect, accept) = mpsc::channel(16);
         let (server, shutdown) = (Arc::clone(&coordinator), stop.clone().cancelled_owned());
         serving.spawn(async move { server.serve(ReceiverStream::new(accept), shutdown).await });
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let endpoint = format!("https://{}", listener.local_addr().unwrap());
         coordinator.secure().await.unwrap();
         let (server, shutdown) = (Arc::clone(&coordinator), stop.clone().cancelled_owned());
         serving.spawn(async move { server.serve_tls(listener, shutdown).await });
