@@ -67,7 +67,8 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub join: Vec<String>,
     /// The token that gets it a certificate first, where the others want one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Never printed.
+    #[serde(default, skip_serializing)]
     pub join_token: Option<String>,
 }
 

@@ -35,7 +35,7 @@ use crate::api::cluster::ClusterService;
 use crate::api::explain::Waits;
 use crate::api::operate::FleetService;
 use crate::api::pipelines::PipelinesService;
-use crate::auth::{Gate, Trust};
+use crate::auth::{Gate, LeaseHolders, Trust};
 use crate::backup::BackupsService;
 use crate::config::Config;
 use crate::dispatcher::Dispatcher;
@@ -68,6 +68,10 @@ const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// And on all streams of one connection.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// How often a connection is asked for a sign of life, and for how long: machines that were
+/// taken away close nothing, and each would hold a file open until its certificate is over.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
 
 /// Largest message of somebody who may have no certificate, bytes.
 const JOIN_BYTES_MAX: usize = 64 << 10;
@@ -422,7 +426,8 @@ impl Coordinator {
             shared_origin: parts.documents.front().origin().is_some(),
             tasks: self.streams.clone(),
         });
-        let cache = steading_cas::server::services(parts.documents.front().clone());
+        let writers = Arc::new(LeaseHolders(parts.replica.clone()));
+        let cache = steading_cas::server::services(parts.documents.front().clone(), writers);
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(steading_proto::FILE_DESCRIPTOR_SET)
@@ -431,7 +436,11 @@ impl Coordinator {
         let pipelines =
             PipelinesServer::new(pipelines).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let agents = AgentsServer::new(agents).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        // Over a network only: whoever is stopped on this machine is still there.
+        let sign_of_life = (trust == Trust::Certificates).then_some(SIGN_OF_LIFE);
         Ok(Server::builder()
+            .http2_keepalive_interval(sign_of_life)
+            .http2_keepalive_timeout(sign_of_life)
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

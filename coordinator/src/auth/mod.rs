@@ -7,6 +7,7 @@
 mod connections;
 mod gate;
 mod table;
+mod writers;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::replica::ProposeError;
 
 pub(crate) use connections::Connections;
 pub(crate) use gate::{Gate, Trust};
+pub(crate) use writers::LeaseHolders;
 
 /// Metadata of a request that was passed on by another replica: who asked, `ROLE/ID`.
 /// Believed from coordinators, and within this machine.

@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
+use steading_model::limits::REPLICAS_MAX;
 use steading_proto::v1;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -169,6 +170,12 @@ impl Peers {
             link
         });
         Arc::clone(link)
+    }
+
+    /// Whether there is a link to this peer, or room for one.
+    fn may_link(&self, peer: u64) -> bool {
+        let links = self.lock();
+        links.contains_key(&peer) || links.len() < 2 * REPLICAS_MAX
     }
 
     /// Follows the rows: a link to everybody who is to be reached, and to nobody else.

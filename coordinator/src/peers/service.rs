@@ -106,7 +106,11 @@ impl Peers {
             None if state.replica_by_storage(&sender.from_storage_id).is_some() => {
                 return refused("the caller's directory has another id");
             }
-            // This replica is new, or behind: what it does not know yet it must not refuse.
+            // This replica is new, or behind: what it does not know yet it must not refuse,
+            // unless there are more of them than any group has.
+            None if !self.may_link(sender.from) => {
+                return Err(Status::resource_exhausted("too many replicas that are not known"));
+            }
             None => (),
         }
         self.link(sender.from).was_heard_from(Place {

@@ -174,7 +174,24 @@ async fn an_agent_says_nothing_of_anothers_lease() {
     }
     let request = v1::GetRunRequest { run_id: run.into_inner().run_id };
     let run = PipelinesClient::new(farm.channel(&client)).get_run(request).await.unwrap();
-    assert_eq!(run.into_inner().principal, "ada");
+    let run = run.into_inner();
+    assert_eq!(run.principal, "ada");
+    // What actions gave it says where it works, and nowhere else.
+    let says = async |who: &Arc<Identity>, scope: &str| {
+        let request = reapi::UpdateActionResultRequest {
+            instance_name: scope.to_owned(),
+            action_digest: Some(reapi::Digest { hash: "a".repeat(64), size_bytes: 1 }),
+            action_result: Some(reapi::ActionResult::default()),
+            ..Default::default()
+        };
+        let mut client = ActionCacheClient::new(farm.channel(who));
+        client.update_action_result(request).await.map(|_| ())
+    };
+    says(&one, &run.project).await.unwrap();
+    for (who, scope) in [(&one, "another"), (&one, ""), (&other, &run.project)] {
+        let refused = says(who, scope).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    }
     farm.stop().await;
 }
 
@@ -351,7 +368,7 @@ async fn offered(farm: &Farm, identity: &Arc<Identity>, agent_id: u64) -> v1::Le
 #[tokio::test]
 async fn a_result_is_stored_under_the_name_of_who_wrote_it() {
     let farm = Farm::start().await;
-    let agent = farm.member(v1::Role::Agent, "a").await;
+    let admin = farm.member(v1::Role::Admin, "a").await;
     let action = steading_cas::hash::digest_of(DigestFunction::Blake3, b"action");
     let request = reapi::UpdateActionResultRequest {
         instance_name: "project".into(),
@@ -360,9 +377,9 @@ async fn a_result_is_stored_under_the_name_of_who_wrote_it() {
         digest_function: reapi_digest_function(DigestFunction::Blake3),
         ..Default::default()
     };
-    ActionCacheClient::new(farm.channel(&agent)).update_action_result(request).await.unwrap();
+    ActionCacheClient::new(farm.channel(&admin)).update_action_result(request).await.unwrap();
     let actions = farm.coordinator.actions();
     let entry = actions.get("project", DigestFunction::Blake3, &action).unwrap().unwrap();
-    assert_eq!(entry.writer, "agent/a");
+    assert_eq!(entry.writer, "admin/a");
     farm.stop().await;
 }

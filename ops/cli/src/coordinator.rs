@@ -1,11 +1,12 @@
 //! `stead coordinator`: decides who runs what, and serves the cache.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use steading_coordinator::{Config, Coordinator, ObjectStore};
 use steading_proto::tls;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -24,6 +25,9 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 /// Who may connect to the socket: whoever may write to it.
 const SOCKET_MODE: u32 = 0o660;
 
+/// Of the data directory, where this makes it.
+const DATA_DIR_MODE: u32 = 0o750;
+
 /// Serves until it is told to stop.
 ///
 /// # Errors
@@ -38,8 +42,8 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
     let (addresses, socket) = with_admin_socket(addresses, &data_dir);
     // The socket lies in it, and is bound first.
-    std::fs::create_dir_all(&data_dir)
-        .with_context(|| format!("cannot make `{}`", data_dir.display()))?;
+    make_data_dir(&data_dir)?;
+    open_as_many_files_as_allowed();
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let mut config = Config::new(data_dir);
     config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
@@ -104,6 +108,20 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     };
     early.and(stopped)?;
     Ok(Ended::Success)
+}
+
+/// What lies in it are sources, logs and the state: for the group that may operate it at most.
+fn make_data_dir(dir: &Path) -> Result<(), Failure> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(DATA_DIR_MODE).create(dir);
+    Ok(made.with_context(|| format!("cannot make `{}`", dir.display()))?)
+}
+
+/// Every agent and client is an open file or two, and a shell's limit is a thousand. Best
+/// effort: with fewer, those that come last wait.
+fn open_as_many_files_as_allowed() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// Whoever listens for members is also to be reached by an admin of this machine, who
@@ -249,6 +267,19 @@ mod tests {
         std::fs::write(&file, "kept").unwrap();
         assert!(bind_unix(&file).await.is_err());
         assert_eq!(std::fs::read(&file).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn other_users_do_not_look_into_the_data_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a").join("data");
+        make_data_dir(&data).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&data) & 0o027, 0);
+        // One that is there is its owner's business.
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+        make_data_dir(&data).unwrap();
+        assert_eq!(mode(&data), 0o755);
     }
 
     fn check(text: &str, insecure_loopback: bool, want: &str) {

@@ -8,16 +8,21 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::certificate::Certified;
-use super::connection::Connection;
+use super::connection::{Connection, Peer};
+use super::crowd::Crowd;
 use super::identity::Identity;
 
-/// Handshakes under way. Who comes then waits in the listener's own queue.
+/// Handshakes under way. Who comes then takes the place of the oldest one from where most
+/// come.
 const HANDSHAKES_MAX: usize = 512;
+/// Connections without a certificate, which end in the same way. Each is there for one join.
+pub(super) const STRANGERS_MAX: usize = 256;
 /// How long a handshake may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// How long to wait where the process has no more files to open.
@@ -30,6 +35,8 @@ struct Accepting {
     listener: TcpListener,
     identity: Arc<Identity>,
     handshakes: JoinSet<io::Result<Accepted>>,
+    shaking: Crowd<AbortHandle>,
+    strangers: Crowd<CancellationToken>,
 }
 
 /// The connections that come to `listener` as `identity`, for tonic to serve. Never
@@ -38,7 +45,13 @@ pub fn accept(
     listener: TcpListener,
     identity: Arc<Identity>,
 ) -> impl Stream<Item = io::Result<Accepted>> + Send {
-    let accepting = Accepting { listener, identity, handshakes: JoinSet::new() };
+    let accepting = Accepting {
+        listener,
+        identity,
+        handshakes: JoinSet::new(),
+        shaking: Crowd::new(HANDSHAKES_MAX),
+        strangers: Crowd::new(STRANGERS_MAX),
+    };
     stream::unfold(accepting, |mut accepting| async move {
         let accepted = accepting.next().await;
         Some((Ok(accepted), accepting))
@@ -48,24 +61,46 @@ pub fn accept(
 impl Accepting {
     async fn next(&mut self) -> Accepted {
         loop {
-            let has_room = self.handshakes.len() < HANDSHAKES_MAX;
             tokio::select! {
+                // Those that are done first, so that they do not pile up.
+                biased;
                 Some(shaken) = self.handshakes.join_next() => match shaken {
-                    Ok(Ok(connection)) => return connection,
+                    Ok(Ok(connection)) => {
+                        self.bound_strangers(connection.peer());
+                        return connection;
+                    }
                     Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
+                    Err(error) if error.is_cancelled() => tracing::debug!("handshake given up"),
                     Err(error) => tracing::warn!(%error, "handshake broke off"),
                 },
-                accepted = self.listener.accept(), if has_room => match accepted {
-                    Ok((stream, address)) => {
-                        let acceptor = TlsAcceptor::from(Arc::clone(&self.identity.current().server));
-                        self.handshakes.spawn(shake_hands(acceptor, stream, address));
-                    }
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, address)) => self.shake(stream, address),
                     Err(error) => {
                         tracing::warn!(%error, "a connection cannot be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
             }
+        }
+    }
+
+    fn shake(&mut self, stream: TcpStream, address: SocketAddr) {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.identity.current().server));
+        let handshake = self.handshakes.spawn(shake_hands(acceptor, stream, address));
+        self.shaking.retain(|handshake| !handshake.is_finished());
+        if let Some(oldest) = self.shaking.push(address.ip(), handshake) {
+            oldest.abort();
+        }
+    }
+
+    fn bound_strangers(&mut self, peer: &Peer) {
+        if peer.certified.is_some() {
+            return;
+        }
+        self.strangers.retain(|close| !close.is_cancelled());
+        if let Some(oldest) = self.strangers.push(peer.address.ip(), peer.close.clone()) {
+            tracing::debug!(%peer.address, "too many without a certificate: one is cut off");
+            oldest.cancel();
         }
     }
 }

@@ -13,6 +13,7 @@ mod accept;
 mod certificate;
 mod connect;
 mod connection;
+mod crowd;
 mod enroll;
 mod files;
 mod identity;
@@ -23,6 +24,7 @@ pub use accept::accept;
 pub use certificate::{CertificateError, Certified, SpkiHash};
 pub use connect::{ChannelError, authority, channel, dial_stream, pinned_channel};
 pub use connection::{Connection, Peer};
+pub use crowd::block;
 pub use enroll::{
     EnrollError, Joined, is_due, is_over, is_stranger, join, keep, renew, request_for, to_pem,
 };

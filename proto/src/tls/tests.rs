@@ -13,6 +13,7 @@ use steading_model::{Role, SpiffeId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use super::accept::STRANGERS_MAX;
 use super::connect::connect;
 use super::*;
 
@@ -132,6 +133,31 @@ async fn a_connection_ends_when_its_peer_is_cut_off() {
     connection.peer().close.cancel();
     let error = connection.read_u8().await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
+}
+
+#[tokio::test]
+async fn many_without_a_certificate_leave_room_for_members() {
+    let farm = Farm::new();
+    let mut files = farm.files(farm.leaf("spiffe://c0ffee/coordinator/1", DAY));
+    files.certificates += &farm.ca.pem();
+    let (listener, endpoint) = listen().await;
+    let mut accepted = pin!(accept(listener, stored(&files)));
+    let stranger = connect::pinned_config(SpkiHash::of(farm.ca.der()).unwrap()).unwrap();
+    let member = farm.member("spiffe://c0ffee/agent/a").current();
+    let mut open = Vec::new();
+    for number in 0..=STRANGERS_MAX {
+        let config = if number == 1 { &member.client } else { &stranger };
+        let dialled = connect(&endpoint, Arc::clone(config));
+        let (connection, dialled) = tokio::join!(accepted.next(), dialled);
+        open.push((connection.unwrap().unwrap(), dialled.unwrap()));
+        assert!(!open[0].0.peer().close.is_cancelled(), "after {number}");
+    }
+    let dialled = connect(&endpoint, stranger);
+    let (connection, _dialled) = tokio::join!(accepted.next(), dialled);
+    assert!(!connection.unwrap().unwrap().peer().close.is_cancelled());
+    let cut: Vec<bool> = open.iter().map(|(open, _)| open.peer().close.is_cancelled()).collect();
+    assert_eq!(cut.iter().position(|cut| *cut), Some(0));
+    assert_eq!(cut.iter().filter(|cut| **cut).count(), 1);
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! The `ActionCache` service.
 
+use std::fmt;
+use std::sync::Arc;
+
 use steading_model::limits::BATCH_BYTES_MAX;
 use steading_model::{Digest, DigestFunction};
 use steading_proto::reapi;
 use steading_proto::reapi::action_cache_server::ActionCache as Service;
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 
 use super::{Writer, check_instance, function_of, required};
 use crate::actions::ActionEntry;
@@ -14,15 +17,28 @@ use crate::front::Front;
 use crate::store::{Store, StoreError};
 use crate::tree::wire_digest;
 
+/// Knows who may say what an action gave. What is said there is believed by all who run
+/// in the scope.
+#[tonic::async_trait]
+pub trait Writers: fmt::Debug + Send + Sync {
+    /// Whether who sent a request with these extensions may write in the scope.
+    ///
+    /// # Errors
+    ///
+    /// PERMISSION_DENIED, or another that the caller is to hear.
+    async fn may_write(&self, sender: &Extensions, scope: &str) -> Result<(), Status>;
+}
+
 /// Results of actions, each in the scope that its instance name says.
 #[derive(Clone, Debug)]
 pub struct ActionCacheService {
     front: Front,
+    writers: Arc<dyn Writers>,
 }
 
 impl ActionCacheService {
-    pub(super) fn new(front: Front) -> Self {
-        Self { front }
+    pub(super) fn new(front: Front, writers: Arc<dyn Writers>) -> Self {
+        Self { front, writers }
     }
 }
 
@@ -60,9 +76,10 @@ impl Service for ActionCacheService {
         &self,
         request: Request<reapi::UpdateActionResultRequest>,
     ) -> Result<Response<reapi::ActionResult>, Status> {
-        let Writer(writer) = request.extensions().get().cloned().unwrap_or_default();
-        let request = request.into_inner();
+        let (_, sender, request) = request.into_parts();
+        let Writer(writer) = sender.get().cloned().unwrap_or_default();
         check_instance(&request.instance_name)?;
+        self.writers.may_write(&sender, &request.instance_name).await?;
         let function = function_of(request.digest_function)?;
         let action = required("action_digest", request.action_digest.as_ref())?;
         let result = request

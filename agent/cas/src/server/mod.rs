@@ -10,6 +10,8 @@ mod cas;
 mod name;
 mod stream;
 
+use std::sync::Arc;
+
 use steading_model::{Digest, DigestFunction};
 use steading_proto::bytestream::byte_stream_server::ByteStreamServer;
 use steading_proto::reapi::action_cache_server::ActionCacheServer;
@@ -25,7 +27,7 @@ use crate::remote::MESSAGE_BYTES_MAX;
 use crate::store::StoreError;
 use crate::tree::TreeError;
 
-pub use actions::ActionCacheService;
+pub use actions::{ActionCacheService, Writers};
 pub use capabilities::CapabilitiesService;
 pub use cas::CasService;
 pub use stream::ByteStreamService;
@@ -48,10 +50,10 @@ pub struct Services {
 }
 
 /// The cache services over this store, with the origin behind it.
-pub fn services(front: Front) -> Services {
+pub fn services(front: Front, writers: Arc<dyn Writers>) -> Services {
     let cas = ContentAddressableStorageServer::new(CasService::new(front.clone()));
     let streams = ByteStreamServer::new(ByteStreamService::new(front.clone()));
-    let actions = ActionCacheServer::new(ActionCacheService::new(front));
+    let actions = ActionCacheServer::new(ActionCacheService::new(front, writers));
     Services {
         cas: cas
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

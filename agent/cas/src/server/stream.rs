@@ -127,6 +127,13 @@ impl ByteStream for ByteStreamService {
             let committed_size = if resource.zstd { -1 } else { resource.digest.size as i64 };
             return Ok(Response::new(WriteResponse { committed_size }));
         }
+        let max = self.front.store().bytes_max();
+        if resource.digest.size > max {
+            return Err(Status::invalid_argument(format!(
+                "the blob has {} bytes, and the whole store has room for {max}",
+                resource.digest.size
+            )));
+        }
         let mut upload = self.start(&name, &resource, first.write_offset).await?;
         let mut message = first;
         loop {

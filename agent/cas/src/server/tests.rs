@@ -175,6 +175,12 @@ async fn an_upload_of_other_bytes_leaves_nothing() {
     }
     assert_eq!(farm.status(&name).await, (0, false));
     assert_eq!(farm.write(&name, b"right", 0).await.unwrap(), 5);
+    // Nobody fills the disk with what the store would never keep.
+    let huge = Digest { size: STORE_BYTES + 1, ..digest };
+    let name = format!("uploads/u/blobs/{huge}");
+    let refused = farm.write_part(&name, b"begin", 0, false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(farm.status(&name).await, (0, false));
 }
 
 #[tokio::test]
@@ -318,11 +324,24 @@ async fn a_server_that_is_gone_is_an_error_that_may_pass() {
     assert!(error.is_transient(), "{error}");
 }
 
+/// Of the farm's store.
+const STORE_BYTES: u64 = 1 << 30;
+
 struct Farm {
     _dir: TempDir,
     store: Store,
     channel: Channel,
     server: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Anybody;
+
+#[tonic::async_trait]
+impl Writers for Anybody {
+    async fn may_write(&self, _: &tonic::Extensions, _: &str) -> Result<(), Status> {
+        Ok(())
+    }
 }
 
 struct Agent {
@@ -334,10 +353,10 @@ struct Agent {
 impl Farm {
     async fn start() -> Self {
         let dir = TempDir::new().unwrap();
-        let options = StoreOptions { bytes_max: u64::MAX, durable: false };
+        let options = StoreOptions { bytes_max: STORE_BYTES, durable: false };
         let store = Store::open(dir.path(), options).unwrap();
         let actions = ActionCache::open(&store).unwrap();
-        let services = services(Front::new(store.clone(), actions, None));
+        let services = services(Front::new(store.clone(), actions, None), Arc::new(Anybody));
         let (here, there) = tokio::io::duplex(1 << 20);
         let mut server = JoinSet::new();
         server.spawn(async move {

@@ -169,6 +169,11 @@ impl Store {
         self.0.shared.options.durable
     }
 
+    /// What it may hold, bytes: a larger blob would not stay.
+    pub fn bytes_max(&self) -> u64 {
+        self.0.shared.options.bytes_max
+    }
+
     /// Waits until the list of blobs is complete. For tests and for whoever asks for sizes.
     pub fn wait_scanned(&self) {
         let handle = self.0.scan.lock().unwrap_or_else(PoisonError::into_inner).take();
