@@ -45,6 +45,8 @@ async fn a_coordinator_speaks_for_others_while_it_is_a_member_and_is_not_renewed
         let mut client = ClusterClient::new(farm.channel(&second));
         async move { client.admit_replica(request).await.map(|answer| answer.into_inner()) }
     };
+    let origin = steading_cas::Origin::directory(&farm.member_dir("origin")).unwrap();
+    origin.leave_sign(&storage_id).await.unwrap();
     let replica_id = admit().await.unwrap().replica_id;
     tokens_on_behalf(&farm, &second, "admin/local").await.unwrap();
     let refused = tokens_on_behalf(&farm, &second, "client/ada").await.unwrap_err();
