@@ -21,6 +21,7 @@ mod join;
 mod leadership;
 mod leases;
 mod logs;
+mod mirror;
 mod offers;
 mod origin;
 mod peers;

@@ -42,6 +42,7 @@ use crate::dispatcher::Dispatcher;
 use crate::effects::Effects;
 use crate::forward::{Forward, ForwardLayer};
 use crate::identity::{Credentials, IdentitiesService, JoinService};
+use crate::mirror::Mirror;
 use crate::peers::{self, Dialler, ReplicationService};
 use crate::planner::Planner;
 use crate::replica::{DirLock, Notice, ReplicaThread};
@@ -378,6 +379,17 @@ impl Coordinator {
         );
         let identities =
             IdentitiesService { replica: parts.replica.clone(), secured: parts.secured.clone() };
+        let dialler = Dialler { secured: parts.secured.clone(), identity: None };
+        let dial: crate::forward::Dial = Arc::new(move |to| Ok(dialler.channel(to)?));
+        let forward = Forward::new(parts.leadership.clone(), dial, stop.clone());
+        let mirror = Mirror {
+            replica: parts.replica.clone(),
+            leadership: parts.leadership.clone(),
+            forward: forward.clone(),
+            watch: Arc::clone(&parts.watch),
+            tasks: self.streams.clone(),
+            runs: Arc::default(),
+        };
         let pipelines = PipelinesService {
             replica: parts.replica.clone(),
             leadership: parts.leadership.clone(),
@@ -386,6 +398,7 @@ impl Coordinator {
             progress: Arc::clone(&parts.progress),
             watch: Arc::clone(&parts.watch),
             waits: Waits::new(&parts.sessions, &parts.leadership),
+            mirror,
             sources_are_local: parts.sources_are_local,
             disk: parts.disk.clone(),
             tasks: self.streams.clone(),
@@ -413,9 +426,6 @@ impl Coordinator {
             let service = ReplicationService { peers: Arc::clone(peers), stop: stop.clone() };
             ReplicationServer::new(service).max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
         });
-        let dialler = Dialler { secured: parts.secured.clone(), identity: None };
-        let dial: crate::forward::Dial = Arc::new(move |to| Ok(dialler.channel(to)?));
-        let forward = Forward::new(parts.leadership.clone(), dial, stop.clone());
         let fleet = FleetServer::new(FleetService {
             replica: parts.replica.clone(),
             sessions: Arc::clone(&parts.sessions),

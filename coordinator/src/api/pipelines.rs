@@ -17,8 +17,10 @@ use crate::auth;
 use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::documents::{Documents, Facts, Parsed};
+use crate::forward::HOP;
 use crate::leadership::{LEADER_WAIT, Leadership};
 use crate::logs::Logs;
+use crate::mirror::Mirror;
 use crate::progress::Progress;
 use crate::replica::{ProposeError, Replica};
 use crate::retry;
@@ -41,6 +43,7 @@ pub(crate) struct PipelinesService {
     pub(crate) progress: Arc<Progress>,
     pub(crate) watch: Arc<RunWatch>,
     pub(crate) waits: Waits,
+    pub(crate) mirror: Mirror,
     pub(crate) sources_are_local: bool,
     pub(crate) disk: Disk,
     /// Owns the tasks behind streams.
@@ -103,6 +106,10 @@ impl Pipelines for PipelinesService {
         request: Request<v1::WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         auth::principal(&request)?;
+        // Another replica, which wants to know what the leader alone does.
+        if request.metadata().contains_key(HOP) {
+            self.leadership.term()?;
+        }
         let request = request.into_inner();
         let run = RunId::from_counter(request.run_id);
         let changes = self.watch.subscribe(run);
@@ -115,6 +122,8 @@ impl Pipelines for PipelinesService {
             run,
             token: request.token,
             progress_seen: 0,
+            mirrored: self.mirror.of(run),
+            mirrored_seen: 0,
             facts,
             waits: self.waits.clone(),
             waiting: BTreeMap::new(),

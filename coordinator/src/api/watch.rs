@@ -19,6 +19,7 @@ use tonic::Status;
 use super::explain::Waits;
 use super::{Answers, convert};
 use crate::documents::Facts;
+use crate::mirror::Mirrored;
 use crate::progress::Progress;
 use crate::replica::Replica;
 
@@ -49,6 +50,9 @@ pub(super) struct Watcher {
     pub(super) run: RunId,
     pub(super) token: u64,
     pub(super) progress_seen: u64,
+    /// What the leader says, where that is another replica.
+    pub(super) mirrored: Arc<Mirrored>,
+    pub(super) mirrored_seen: u64,
     pub(super) facts: Arc<Facts>,
     pub(super) waits: Waits,
     /// What was told of jobs that wait.
@@ -148,11 +152,15 @@ impl Watcher {
         events
     }
 
-    /// Leased jobs whose rows did not change, but of whose steps something was said.
+    /// Jobs whose rows did not change, but of whose steps or waits something was said.
     fn progressed(&mut self, state: &State) -> Vec<v1::Job> {
         let (leases, seen) = self.progress.changed_since(self.run, self.progress_seen);
         self.progress_seen = seen;
-        let jobs = leases.into_iter().filter_map(|lease| state.leased_job(lease));
+        let (mirrored, seen) = self.mirrored.changed_since(self.mirrored_seen);
+        self.mirrored_seen = seen;
+        let here = leases.into_iter().filter_map(|lease| state.leased_job(lease));
+        let there = mirrored.into_iter().filter_map(|job| state.job(job));
+        let jobs = here.chain(there.filter(|job| job.run == self.run));
         let unchanged = jobs.filter(|job| job.version <= self.token);
         unchanged.map(|job| self.wire(state, job)).collect()
     }
@@ -177,6 +185,7 @@ impl Watcher {
         if job.is_queued() {
             wire.waiting = self.waiting.get(&job.id).cloned().unwrap_or_default();
         }
+        self.mirrored.add_to(&mut wire);
         wire
     }
 

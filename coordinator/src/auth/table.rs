@@ -23,6 +23,8 @@ impl Who {
 const MEMBERS: Who = Who::Roles(&[Role::Coordinator, Role::Agent, Role::Client, Role::Admin]);
 /// Who submits runs and looks at them.
 const CLIENTS: Who = Who::Roles(&[Role::Client, Role::Admin]);
+/// Who looks at runs; replicas, for those who do so there.
+const WATCHERS: Who = Who::Roles(&[Role::Client, Role::Admin, Role::Coordinator]);
 /// Who operates the farm.
 const ADMINS: Who = Who::Roles(&[Role::Admin]);
 /// Who runs jobs; an admin on this machine may do so by hand.
@@ -37,7 +39,7 @@ const TABLE: &[(&str, Who)] = &[
     ("/steading.v1.Pipelines/Submit", CLIENTS),
     ("/steading.v1.Pipelines/GetRun", CLIENTS),
     ("/steading.v1.Pipelines/ListRuns", CLIENTS),
-    ("/steading.v1.Pipelines/WatchRun", CLIENTS),
+    ("/steading.v1.Pipelines/WatchRun", WATCHERS),
     ("/steading.v1.Pipelines/CancelRun", CLIENTS),
     ("/steading.v1.Pipelines/ExplainJob", CLIENTS),
     ("/steading.v1.Pipelines/RetryRun", CLIENTS),

@@ -35,7 +35,7 @@ use body::{Lent, Until};
 pub(crate) use layer::ForwardLayer;
 
 /// Header of a request that was passed on.
-const HOP: &str = "steading-hop";
+pub(crate) const HOP: &str = "steading-hop";
 /// Our own services.
 const OURS: &str = "/steading.v1.";
 /// Of them, those in which every replica speaks for itself.
@@ -167,7 +167,8 @@ impl Forward {
         }
     }
 
-    fn channel(&self, endpoint: &str) -> Result<Channel, Status> {
+    /// A channel to the replica there, shared by all who ask.
+    pub(crate) fn channel(&self, endpoint: &str) -> Result<Channel, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(endpoint) {
             return Ok(channel.clone());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
 
 mod support;
+mod watching;
 
 use steading_proto::v1;
 use steading_proto::v1::cluster_member::Role;

@@ -16,11 +16,8 @@ const MEMBERS: &str = "coordinator agent client admin";
 /// Paths, and the roles that may.
 pub(crate) fn all() -> Vec<(&'static str, &'static str)> {
     let ours = [
-        (
-            "Pipelines",
-            "client admin",
-            &["Submit", "GetRun", "ListRuns", "WatchRun", "CancelRun"][..],
-        ),
+        ("Pipelines", "client admin", &["Submit", "GetRun", "ListRuns", "CancelRun"][..]),
+        ("Pipelines", "coordinator client admin", &["WatchRun"]),
         ("Pipelines", "client admin", &["ReadLog", "ListArtifacts", "ExplainJob", "RetryRun"]),
         ("Agents", "agent admin", &["Register", "Session", "CompleteAttempt", "ReleaseLease"]),
         ("Agents", "agent admin", &["ClaimAction", "ResolveClaim", "RecordArtifact"]),
