@@ -44,7 +44,12 @@ impl Cluster {
     /// Starts `coordinators`, which are one group when this returns, and `agents` with
     /// `slots` jobs each.
     pub fn start(stead: &str, coordinators: usize, agents: usize, slots: usize) -> Self {
-        let mut cluster = Self::without_agents(stead, coordinators);
+        Self::start_in(Farm::new(stead), coordinators, agents, slots)
+    }
+
+    /// The same in a folder, and perhaps a network, that are there already.
+    pub fn start_in(farm: Farm, coordinators: usize, agents: usize, slots: usize) -> Self {
+        let mut cluster = Self::without_agents_in(farm, coordinators);
         for number in 0..agents {
             let agent = cluster.start_agent(&format!("a{number}"), slots, &[]);
             cluster.agents.push(agent);
@@ -54,7 +59,10 @@ impl Cluster {
 
     /// Starts `coordinators`, which are one group when this returns.
     pub fn without_agents(stead: &str, coordinators: usize) -> Self {
-        let farm = Farm::new(stead);
+        Self::without_agents_in(Farm::new(stead), coordinators)
+    }
+
+    fn without_agents_in(farm: Farm, coordinators: usize) -> Self {
         let origin = farm.dir().join("origin");
         let mut cluster = Self::found(farm, origin);
         for _ in 1..coordinators {
@@ -104,7 +112,10 @@ impl Cluster {
     pub fn add_coordinator(&mut self) -> usize {
         let number = self.places.len();
         // The address is this one's alone: nobody takes its port while it is away.
-        self.places.push(Place { endpoint: format!("https://{}:0", own_address()) });
+        let network = self.farm.network();
+        let address =
+            network.map_or_else(own_address, |network| network.address(&format!("c{number}")));
+        self.places.push(Place { endpoint: format!("https://{address}:0") });
         self.coordinators.push(None);
         self.start_coordinator(number);
         number

@@ -9,16 +9,23 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::netns::Network;
+
 /// Longest wait for any condition. Far beyond what is expected, for the machine may be busy.
 const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Between two looks at a condition that has no event to wait for.
 const LOOK_PERIOD: Duration = Duration::from_millis(10);
+
+/// What processes in a network log: also who leads, and whom agents speak to.
+const LOG_IN_NETWORK: &str = "warn,steading_coordinator::effects=info,steading_agent::cluster=info,steading_agent::session=info";
 
 /// Where the processes' data and sockets are.
 #[derive(Debug)]
 pub struct Farm {
     stead: PathBuf,
     dir: tempfile::TempDir,
+    /// Where each process has a place of its own.
+    network: Option<Network>,
 }
 
 /// A child that is killed with -9 when dropped.
@@ -36,7 +43,17 @@ impl Farm {
         // Jobs run under a user of their own where the agent is root, and write here.
         let open = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(dir.path(), open).expect("open the folder to jobs");
-        Self { stead: stead.into(), dir }
+        Self { stead: stead.into(), dir, network: None }
+    }
+
+    /// The same, with every process at a place of its name, and all that asks at `client`.
+    pub fn in_network(stead: &str, network: Network) -> Self {
+        Self { network: Some(network), ..Self::new(stead) }
+    }
+
+    /// The network that the processes are in.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// The folder for what a test writes itself.
@@ -120,7 +137,7 @@ impl Farm {
 
     /// Runs `stead` with these arguments to its end.
     pub fn stead(&self, args: &[&str]) -> Output {
-        self.command(&self.stead, args).output().expect("stead runs")
+        self.command("client", &self.stead, args).output().expect("stead runs")
     }
 
     /// What the process of this name printed, all its starts together.
@@ -148,7 +165,7 @@ impl Farm {
         let out =
             if capture { Stdio::piped() } else { log.try_clone().expect("share a log").into() };
         let child = self
-            .command(program, args)
+            .command(name, program, args)
             .stdout(out)
             .stderr(log)
             .spawn()
@@ -156,8 +173,14 @@ impl Farm {
         Process { child, name: name.into() }
     }
 
-    fn command(&self, program: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new(program);
+    fn command(&self, name: &str, program: &Path, args: &[&str]) -> Command {
+        let mut command = match &self.network {
+            None => Command::new(program),
+            Some(network) => network.command(name, program),
+        };
+        if self.network.is_some() && std::env::var_os("STEADING_LOG").is_none() {
+            command.env("STEADING_LOG", LOG_IN_NETWORK);
+        }
         command
             .args(args)
             .current_dir(self.dir())

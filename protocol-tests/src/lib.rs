@@ -4,5 +4,6 @@
 pub mod cluster;
 pub mod farm;
 pub mod metadata;
+pub mod netns;
 pub mod replica_kit;
 pub mod sim;

@@ -12,7 +12,7 @@ use steading_proto::v1;
 use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::Agent;
 use super::held::Held;
@@ -34,6 +34,10 @@ const LOG_WAIT_MS: u64 = 5_000;
 /// runs out by itself.
 const RELEASE_WAIT_MS: u64 = 3_000;
 
+/// How long a result is told that comes too late, milliseconds: nothing but the record
+/// of it depends on that.
+const LATE_MS_MAX: u64 = 5_000;
+
 /// What is known of a job.
 struct Job {
     project: String,
@@ -42,7 +46,7 @@ struct Job {
 }
 
 /// Runs the offered job and reports it. Ends early, and silently, where the lease is
-/// refused.
+/// refused; but a job that had ended by then is reported, for the record.
 pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer) {
     tokio::select! {
         biased;
@@ -76,9 +80,10 @@ pub(super) async fn attempt(agent: Arc<Agent>, held: Arc<Held>, offer: v1::Offer
         vacate(&agent, &mut place).await;
     }
     let leaving = held.signals.stop.is_cancelled();
-    if held.refused.is_cancelled() {
+    let refused = held.refused.is_cancelled();
+    if refused && end.lost {
         agent.held.remove(&held.lease);
-    } else if leaving || end.lost {
+    } else if !refused && (leaving || end.lost) {
         let class = if leaving { FailureClass::Preempted } else { FailureClass::AgentLost };
         give_back(&agent, &held, class).await;
     } else {
@@ -162,6 +167,10 @@ async fn execute(
     let mut end =
         Box::pin(run(&job.spec, &job.secrets, &workspace, host, logs, &held.signals, &progress))
             .await;
+    // What was cut short is no result.
+    let whole =
+        end.result.steps.len() == job.spec.steps.len() && end.conclusion != Conclusion::Cancelled;
+    end.lost |= held.refused.is_cancelled() && !whole;
     end.lost |= !end_processes(agent, slot).await;
     held.supervised_by(None).await;
     end
@@ -235,7 +244,8 @@ async fn give_back(agent: &Agent, held: &Held, class: FailureClass) {
     agent.held.remove(&held.lease);
 }
 
-/// Reports the end, over and over until it is accepted or refused.
+/// Reports the end, over and over until it is accepted or refused. Where the lease is
+/// refused first, the coordinator shall still hear that there was a result.
 async fn report(agent: &Agent, held: &Held, end: JobEnd, logs: &JobLogs) {
     let work = async {
         let result_digest = store_result(agent, end.result, logs).await;
@@ -261,15 +271,24 @@ async fn report(agent: &Agent, held: &Held, end: JobEnd, logs: &JobLogs) {
             })
             .await
     };
+    tokio::pin!(work);
     let reported = tokio::select! {
-        reported = work => reported,
-        () = held.refused.cancelled() => return agent.held.remove(&held.lease),
+        biased;
+        reported = &mut work => reported,
+        () = held.refused.cancelled() => {
+            agent.held.remove(&held.lease);
+            let late = tokio::time::timeout(Duration::from_millis(LATE_MS_MAX), work);
+            late.await.unwrap_or_else(|_| Err(Status::unavailable("the coordinator is away")))
+        }
         () = held.signals.stop.cancelled() => return give_back(agent, held, FailureClass::Preempted).await,
     };
     match reported {
         Ok(_) => (),
         Err(status) if status.code() == Code::FailedPrecondition => {
             tracing::info!(job = held.lease.job_id, "report is refused: the lease is not held");
+        }
+        Err(status) if held.refused.is_cancelled() => {
+            tracing::info!(%status, job = held.lease.job_id, "a late result is not told");
         }
         Err(status) => tracing::error!(%status, "report of an attempt is not accepted"),
     }

@@ -111,7 +111,7 @@ impl Agents for AgentsService {
         let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let lease = convert::lease(request.lease)?;
-        caller.holds(&self.replica.view(), lease)?;
+        caller.held(&self.replica.view(), lease)?;
         tracing::Span::current().record("work", tracing::field::display(lease.work));
         let outcome = outcome(request)?;
         let covered = self.durable_logs(&outcome).await?;

@@ -96,6 +96,25 @@ impl Caller {
         self.speaks_for(&state.agent(agent).ok_or_else(unknown)?.definition.name)
     }
 
+    /// May the caller say what came of this lease, which may have passed to another
+    /// attempt since?
+    ///
+    /// # Errors
+    ///
+    /// As [`Caller::holds`].
+    pub(crate) fn held(&self, state: &State, lease: Lease) -> Result<(), Status> {
+        let number = u64::from(lease.work.attempt);
+        let mut earlier = state.earlier_attempts(lease.work.job);
+        match earlier.find(|(attempt, _)| *attempt == number) {
+            Some((_, attempt)) if self.agent().is_some() => {
+                let holder = attempt.agent.and_then(|agent| state.agent(agent));
+                let stale = || Status::from(ProposeError::Rejected(Rejection::LeaseStale));
+                self.speaks_for(&holder.ok_or_else(stale)?.definition.name)
+            }
+            Some(_) | None => self.holds(state, lease),
+        }
+    }
+
     /// May the caller say something of this lease?
     ///
     /// # Errors
