@@ -9,12 +9,12 @@
 //! input, which ends with the test, however that ends; what a test starts in it is killed
 //! by the kernel when the thread ends that started it. So nothing is left behind.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The router's address, as every place sees it.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 77, 255, 254);
@@ -27,8 +27,11 @@ const REQUIRED_AS: &str = "netns";
 #[derive(Debug)]
 pub struct Network {
     router: Namespace,
-    places: RefCell<BTreeMap<String, (Namespace, Ipv4Addr)>>,
+    places: Mutex<Places>,
 }
+
+/// By name, the namespace and its address.
+type Places = BTreeMap<String, (Namespace, Ipv4Addr)>;
 
 /// A network namespace, as long as this is held.
 #[derive(Debug)]
@@ -61,7 +64,7 @@ impl Network {
     fn try_start() -> Result<Self, String> {
         let router = Namespace::make()?;
         router.run("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
-        let network = Self { router, places: RefCell::default() };
+        let network = Self { router, places: Mutex::default() };
         // Everything that is needed later, once.
         for change in ["add", "del"] {
             network.drop_packets(change, &format!("from {ROUTER}"))?;
@@ -79,7 +82,7 @@ impl Network {
     /// that starts it.
     pub fn command(&self, name: &str, program: &Path) -> Command {
         self.address(name);
-        let places = self.places.borrow();
+        let places = self.places();
         let mut command = places[name].0.enter();
         command.args(["setpriv", "--pdeathsig", "KILL"]).arg(program);
         command
@@ -126,10 +129,11 @@ impl Network {
     }
 
     fn place(&self, name: &str) -> Result<Ipv4Addr, String> {
-        if let Some((_, address)) = self.places.borrow().get(name) {
+        let mut places = self.places();
+        if let Some((_, address)) = places.get(name) {
             return Ok(*address);
         }
-        let number = self.places.borrow().len() + 1;
+        let number = places.len() + 1;
         let host = u8::try_from(number).map_err(|_| "too many places".to_owned())?;
         let address = Ipv4Addr::new(10, 77, 0, host);
         let namespace = Namespace::make()?;
@@ -146,8 +150,12 @@ impl Network {
              ip route add {ROUTER}/32 dev net0
              ip route add default via {ROUTER}"
         ))?;
-        self.places.borrow_mut().insert(name.to_owned(), (namespace, address));
+        places.insert(name.to_owned(), (namespace, address));
         Ok(address)
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
