@@ -121,6 +121,13 @@ pub(crate) struct Facts {
     pub(crate) event_name: String,
 }
 
+/// What a submission names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    pub(crate) source: Digest,
+    pub(crate) secrets: Option<Digest>,
+}
+
 /// What the coordinator needs of a job's result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResultFacts {
@@ -193,6 +200,23 @@ impl Documents {
         let parsed = Arc::new(parsed);
         self.know_submission(*digest, Arc::clone(&parsed));
         Ok(parsed)
+    }
+
+    /// The blobs that a submission names. Blocks, unless it is remembered.
+    pub(crate) fn named_by_submission(&self, digest: &Digest) -> Result<Named, DocumentError> {
+        let named = |submission: &Submission| {
+            let source = submission.source.parse();
+            let source = source.map_err(|error| DocumentError::Unreadable {
+                what: SUBMISSION,
+                digest: *digest,
+                why: format!("{error}"),
+            })?;
+            Ok(Named { source, secrets: submission.secrets.parse().ok() })
+        };
+        match self.submissions.get(digest) {
+            Some(parsed) => named(&parsed.submission),
+            None => named(&self.read_submission(digest)?),
+        }
     }
 
     /// What lists tell of the submission. Blocks, unless it is remembered.

@@ -4,7 +4,7 @@
 //! attempt ends, as far as its result does not name the log as a blob; until then the
 //! agent has it all, and goes back to where the file ends after a crash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use steading_model::limits::{JOB_LOG_STREAM, STEP_LOG_BYTES_MAX, STEPS_PER_JOB_MAX};
-use steading_model::{RunId, Work};
+use steading_model::{JobId, RunId, Work};
 use tokio::sync::watch;
+
+/// Behind an attempt's number: its log is settled. Lost by a power cut it is settled again.
+const SETTLED: &str = ".settled";
 
 /// Why an append was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,9 @@ pub(crate) struct Logs {
     dir: PathBuf,
     /// Those being written or followed. Bounded by the live leases and readers.
     open: Mutex<BTreeMap<Work, Arc<AttemptLog>>>,
+    /// Attempts that were written to since somebody asked for them. Bounded by the leases
+    /// that were live since.
+    written: Mutex<BTreeSet<(RunId, Work)>>,
 }
 
 /// The log of one attempt while it runs.
@@ -58,7 +64,7 @@ impl Logs {
     /// The logs under `dir`.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        Ok(Self { dir: dir.into(), open: Mutex::default() })
+        Ok(Self { dir: dir.into(), open: Mutex::default(), written: Mutex::default() })
     }
 
     /// Appends what is new of `data`, which begins at `offset` of the stream, and
@@ -84,6 +90,7 @@ impl Logs {
         let entry = streams.entry(stream).or_insert_with(|| {
             let path = self.stream_path(run, work, stream);
             let len = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+            lock(&self.written).insert((run, work));
             Stream { path, file: None, len, dirty: false }
         });
         let end = offset.saturating_add(data.len() as u64);
@@ -183,6 +190,54 @@ impl Logs {
         if let Some(attempt) = lock(&self.open).remove(&work) {
             attempt.appended.send_modify(|count| *count += 1);
         }
+    }
+
+    /// The attempts that were written to since the last call.
+    pub(crate) fn take_written(&self) -> BTreeSet<(RunId, Work)> {
+        std::mem::take(&mut *lock(&self.written))
+    }
+
+    /// The attempts that have a log here which was not settled, whenever it was written.
+    pub(crate) fn unsettled(&self) -> io::Result<BTreeSet<(RunId, Work)>> {
+        let mut found = BTreeSet::new();
+        for run in self.runs()? {
+            for job in std::fs::read_dir(self.run_dir(run))? {
+                let job = job?;
+                let Some(number) = job.file_name().to_str().and_then(|name| name.parse().ok())
+                else {
+                    continue;
+                };
+                let (mut attempts, mut settled) = (BTreeSet::new(), BTreeSet::new());
+                for file in std::fs::read_dir(job.path())? {
+                    let name = file?.file_name();
+                    let Some(name) = name.to_str() else { continue };
+                    if let Some(attempt) = name.strip_suffix(SETTLED) {
+                        settled.extend(attempt.parse::<u32>().ok());
+                    } else if let Some((attempt, _)) = name.split_once('-') {
+                        attempts.extend(attempt.parse::<u32>().ok());
+                    }
+                }
+                let job = JobId::from_counter(number);
+                let left = attempts.difference(&settled);
+                found.extend(left.map(|attempt| (run, Work { job, attempt: *attempt })));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Nothing more is to be done for the log of this attempt, which is over.
+    pub(crate) fn settle(&self, run: RunId, work: Work) -> io::Result<()> {
+        let path = self.job_dir(run, work).join(format!("{}{SETTLED}", work.attempt));
+        match File::create(path) {
+            // The run was retired meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Where the bytes of a stream are.
+    pub(crate) fn file(&self, run: RunId, work: Work, stream: u32) -> PathBuf {
+        self.stream_path(run, work, stream)
     }
 
     /// Removes the logs of a run that was retired.
@@ -290,8 +345,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use steading_model::JobId;
-
     use super::*;
 
     const RUN: RunId = RunId::from_counter(1);
@@ -348,6 +401,25 @@ mod tests {
             let taken = logs.append(RUN, WORK, stream, 0, b"x", false);
             assert_eq!(taken.is_ok(), good, "stream {stream}");
         }
+    }
+
+    #[test]
+    fn who_looks_after_logs_is_told_which_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::open(dir.path()).unwrap();
+        let next = Work { attempt: 2, ..WORK };
+        for work in [WORK, next] {
+            logs.append(RUN, work, 0, 0, b"x", false).unwrap();
+        }
+        assert_eq!(logs.take_written(), [(RUN, WORK), (RUN, next)].into());
+        assert_eq!(logs.take_written(), [].into());
+        logs.settle(RUN, WORK).unwrap();
+        let logs = Logs::open(dir.path()).unwrap();
+        assert_eq!(logs.unsettled().unwrap(), [(RUN, next)].into());
+        assert_eq!(logs.streams(RUN, WORK).unwrap(), [(0, 1)]);
+        logs.remove_run(RUN).unwrap();
+        logs.settle(RUN, next).unwrap();
+        assert_eq!(logs.unsettled().unwrap(), [].into());
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use steading_cas::Front;
 use steading_core::Proposal;
 use steading_model::RunId;
 use steading_model::limits::RUNS_PER_RETIREMENT_MAX;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::kept_logs;
 use crate::logs::Logs;
 use crate::replica::{ProposeError, Replica};
 
@@ -15,6 +17,7 @@ use crate::replica::{ProposeError, Replica};
 pub(crate) async fn run(
     replica: Replica,
     logs: Arc<Logs>,
+    front: Front,
     run_finished: Arc<Notify>,
     keep: usize,
     stop: CancellationToken,
@@ -30,18 +33,25 @@ pub(crate) async fn run(
             remove_logs(&replica, &logs, None).await;
             swept = true;
         }
-        retire(&replica, &logs, keep).await;
+        retire(&replica, &logs, &front, keep).await;
     }
 }
 
-async fn retire(replica: &Replica, logs: &Arc<Logs>, keep: usize) {
+async fn retire(replica: &Replica, logs: &Arc<Logs>, front: &Front, keep: usize) {
     loop {
         let runs = replica.view().runs_to_retire(keep, RUNS_PER_RETIREMENT_MAX);
         if runs.is_empty() {
             return;
         }
         match replica.propose(Proposal::RetireRuns { runs: runs.clone() }).await {
-            Ok(_) => remove_logs(replica, logs, Some(runs)).await,
+            Ok(_) => {
+                remove_logs(replica, logs, Some(runs.clone())).await;
+                for run in runs {
+                    if let Err(error) = kept_logs::remove(front, run).await {
+                        tracing::warn!(%error, %run, "what was kept of a retired run's logs stays");
+                    }
+                }
+            }
             // The next run that ends tries again.
             Err(ProposeError::NotLeader | ProposeError::Stopped | ProposeError::Busy) => return,
             Err(error) => {

@@ -47,7 +47,7 @@ use crate::peers::{self, Dialler, ReplicationService};
 use crate::planner::Planner;
 use crate::replica::{DirLock, Notice, ReplicaThread};
 use crate::run_watch;
-use crate::{expiry, group, origin, retention, unplaceable};
+use crate::{expiry, group, kept_logs, origin, retention, unplaceable};
 
 use failure::Failure;
 use parts::{Opened, Parts};
@@ -145,6 +145,7 @@ impl Coordinator {
         {
             tracing::warn!("serving before the whole log is known to be applied");
         }
+        coordinator.parts.bound_store(config.store_bytes_max).await?;
         Ok(coordinator)
     }
 
@@ -348,8 +349,12 @@ impl Coordinator {
         let watch = Arc::clone(&parts.watch);
         self.task("watches", run_watch::follow(replica, leadership, watch, stop()));
         let logs = Arc::clone(&parts.logs);
-        let (replica, keep) = (parts.replica.clone(), parts.finished_runs_kept);
-        self.task("retention", retention::run(replica, logs, run_finished, keep, stop()));
+        let (replica, documents) = (parts.replica.clone(), Arc::clone(&parts.documents));
+        let front = documents.front().clone();
+        let kept = kept_logs::run(replica.clone(), documents, Arc::clone(&logs), stop());
+        self.task("kept logs", kept);
+        let keep = parts.finished_runs_kept;
+        self.task("retention", retention::run(replica, logs, front, run_finished, keep, stop()));
     }
 
     fn task(

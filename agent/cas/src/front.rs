@@ -375,7 +375,8 @@ impl Front {
         }
     }
 
-    /// As [`Front::publish_tree`]. Blocks likewise.
+    /// As [`Front::publish_tree`], and where the store is the origin the tree stays while
+    /// the guard lives. Blocks likewise.
     ///
     /// # Errors
     ///
@@ -384,8 +385,26 @@ impl Front {
         &self,
         function: DigestFunction,
         root: &Digest,
-    ) -> Result<Vec<Digest>, BlobsError> {
-        Handle::current().block_on(self.publish_tree(function, root))
+    ) -> Result<(Vec<Digest>, Option<Pin>), BlobsError> {
+        if self.shared.is_some() {
+            let nowhere = Handle::current().block_on(self.publish_tree(function, root))?;
+            return Ok((nowhere, None));
+        }
+        match tree::blobs_below(&self.store, function, root) {
+            Ok(blobs) => {
+                // Before the look: what is evicted until then is missing, and told.
+                let pin = self.store.pin(function, &blobs);
+                Ok((self.store.missing(function, &blobs), Some(pin)))
+            }
+            Err(TreeError::Missing(digest)) => Ok((vec![digest], None)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Every blob of a tree that the store holds, its messages among them; the root alone
+    /// where it cannot be read. Blocks.
+    pub fn tree_blobs(&self, function: DigestFunction, root: &Digest) -> Vec<Digest> {
+        tree::blobs_below(&self.store, function, root).unwrap_or_else(|_| vec![*root])
     }
 
     /// As [`Store::open_blob`], from the origin where the store has it not. Blocks likewise.

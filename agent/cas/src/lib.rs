@@ -22,4 +22,4 @@ pub use dir::{Dir, Kind, remove_tree};
 pub use front::Front;
 pub use origin::{Origin, OriginError};
 pub use remote::{MESSAGE_BYTES_MAX, RemoteBlobs};
-pub use store::{BlobWriter, Pin, STREAM_BYTES_MIN, Store, StoreError, StoreOptions};
+pub use store::{BlobWriter, Named, Pin, STREAM_BYTES_MIN, Store, StoreError, StoreOptions};

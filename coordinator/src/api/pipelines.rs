@@ -18,6 +18,7 @@ use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::documents::{Documents, Facts, Parsed};
 use crate::forward::HOP;
+use crate::kept_logs;
 use crate::leadership::{LEADER_WAIT, Leadership};
 use crate::logs::Logs;
 use crate::mirror::Mirror;
@@ -207,6 +208,7 @@ impl Pipelines for PipelinesService {
         let parsed = self.parsed(row.definition.submission).await?;
         let again = retry::keys_to_plan_again(&parsed.pipeline, &state, row);
         let revision = row.revision;
+        kept_logs::keep_results(&self.documents, &state, run).await?;
         self.replica.propose(Proposal::RetryRun { run, request, revision, again }).await?;
         Ok(Response::new(v1::RetryRunResponse {}))
     }

@@ -16,6 +16,7 @@ use tonic::Status;
 use super::Answers;
 use crate::blocking::blocking;
 use crate::documents::Documents;
+use crate::kept_logs::{self, Index};
 use crate::leadership::Term;
 use crate::logs::Logs;
 use crate::replica::Replica;
@@ -40,6 +41,8 @@ pub(super) struct LogReader {
     attempt: Option<u32>,
     /// How far each of its streams was sent.
     offsets: BTreeMap<u32, u64>,
+    /// What the origin has of the attempt being read, once it is over without a result.
+    kept: Option<Option<Index>>,
     follow: bool,
 }
 
@@ -80,6 +83,7 @@ impl LogReader {
             asked,
             attempt: asked,
             offsets: request.offsets.into_iter().collect(),
+            kept: None,
             follow: request.follow,
         })
     }
@@ -127,8 +131,11 @@ impl LogReader {
             let live = job.lease().is_some_and(|lease| lease.work == work);
             // Before the read, so that what is appended after it is heard of.
             let appended = (live && self.follow).then(|| self.source.logs.follow(work));
-            let blobs = self.log_blobs(job, attempt).await?;
+            let blobs = self.log_blobs(job, attempt, live).await?;
             if !self.send_new(sender, work, blobs).await? {
+                return Ok(());
+            }
+            if self.offsets.is_empty() && self.kept == Some(None) && !self.tell(sender).await {
                 return Ok(());
             }
             if !self.follow {
@@ -140,6 +147,7 @@ impl LogReader {
             if !live && job.attempts > attempt {
                 self.attempt = Some(attempt + 1);
                 self.offsets.clear();
+                self.kept = None;
                 continue;
             }
             if !self.changed(appended).await {
@@ -168,16 +176,39 @@ impl LogReader {
         }
     }
 
-    /// Complete logs that the attempt's result names: for what a crash took of the files.
-    async fn log_blobs(&self, job: &Job, attempt: u32) -> Result<BTreeMap<u32, Digest>, Status> {
+    /// Complete logs that the attempt's result names: for what a crash took of the files. Of
+    /// an attempt without a result, what a coordinator kept of it.
+    async fn log_blobs(
+        &mut self,
+        job: &Job,
+        attempt: u32,
+        live: bool,
+    ) -> Result<BTreeMap<u32, Digest>, Status> {
         let result = job.outcome().filter(|_| job.attempts == attempt);
         let Some(digest) = result.and_then(|outcome| outcome.result) else {
-            return Ok(BTreeMap::new());
+            if !live && self.kept.is_none() {
+                let work = Work { job: job.id, attempt };
+                let front = self.source.documents.front();
+                self.kept = Some(kept_logs::index(front, self.source.run, work).await?);
+            }
+            return Ok(self.kept.iter().flatten().next().map(Index::blobs).unwrap_or_default());
         };
         let documents = Arc::clone(&self.source.documents);
         // A result that is lost takes nothing from the files.
         let facts = blocking(move || documents.result(&digest)).await?;
         Ok(facts.map(|facts| facts.logs.clone()).unwrap_or_default())
+    }
+
+    /// Says that there is nothing to read, and why. False: the client is gone.
+    async fn tell(&mut self, sender: &mpsc::Sender<Result<v1::LogChunk, Status>>) -> bool {
+        let attempt = self.attempt.unwrap_or_default();
+        // Once.
+        self.kept = Some(Some(Index::default()));
+        let notice = format!(
+            "attempt {attempt} ended without a result, and nothing of its log is left: it had \
+             printed nothing, or the coordinator that had it is lost or away"
+        );
+        sender.send(Ok(v1::LogChunk { attempt, notice, ..Default::default() })).await.is_ok()
     }
 
     /// Sends all that is there beyond the offsets. False: the client is gone.
@@ -238,6 +269,7 @@ impl Source {
                     offset,
                     data: data.into(),
                     attempt: work.attempt,
+                    notice: String::new(),
                 });
                 offset = next;
             }

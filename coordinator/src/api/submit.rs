@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use steading_cas::tree::{self, Entry, TreeError};
-use steading_cas::{BlobsError, Front};
+use steading_cas::{BlobsError, Front, Pin};
 use steading_core::{Effect, NewJob, NewRun, Proposal, Rejection, Request};
 use steading_model::limits::{JOBS_PER_PROPOSAL_MAX, JOBS_PER_RUN_MAX};
 use steading_model::{Digest, DigestFunction, Principal, RunId, Timestamp};
@@ -23,6 +23,8 @@ struct Prepared {
     run: NewRun,
     planned: Planned,
     warnings: Vec<String>,
+    /// Keeps the source's blobs until the state names them.
+    _held: Option<Pin>,
 }
 
 /// Admits the run that the request asks for, or finds the one that it got before.
@@ -44,8 +46,9 @@ pub(super) async fn submit(
         blocking(move || prepare(&documents, sources_are_local, principal, body, received))
             .await??
     };
-    let run = admit(replica, prepared.run, prepared.planned).await?;
-    Ok(v1::SubmitResponse { run_id: run.counter(), warnings: prepared.warnings })
+    let Prepared { run, planned, warnings, _held } = prepared;
+    let run = admit(replica, run, planned).await?;
+    Ok(v1::SubmitResponse { run_id: run.counter(), warnings })
 }
 
 /// The run that this request was answered with, if it is sealed.
@@ -98,9 +101,10 @@ fn prepare(
     let parsed =
         Parsed::new(submission).map_err(|error| Status::invalid_argument(error.to_string()))?;
     parsed.know_secrets(secrets);
-    if !sources_are_local {
-        check_source(documents.front(), &source)?;
-    }
+    let held = match sources_are_local {
+        true => None,
+        false => check_source(documents.front(), &source)?,
+    };
     let planned = planner::first_plan(documents, &parsed)?;
     if planned.jobs.len() > JOBS_PER_RUN_MAX {
         return Err(Status::invalid_argument(format!(
@@ -126,20 +130,21 @@ fn prepare(
     };
     let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
     documents.know_submission(digest, Arc::new(parsed));
-    Ok(Prepared { run, planned, warnings })
+    Ok(Prepared { run, planned, warnings, _held: held })
 }
 
-/// Whether every blob of the source tree is durable. Blocks.
-fn check_source(front: &Front, root: &Digest) -> Result<(), Status> {
-    let nowhere = match front.publish_tree_blocking(DigestFunction::Blake3, root) {
-        Ok(nowhere) => nowhere,
+/// Whether every blob of the source tree is durable; it stays so while the guard lives.
+/// Blocks.
+fn check_source(front: &Front, root: &Digest) -> Result<Option<Pin>, Status> {
+    let (nowhere, held) = match front.publish_tree_blocking(DigestFunction::Blake3, root) {
+        Ok(found) => found,
         Err(BlobsError::Origin(error)) => return Err(error.into()),
         Err(BlobsError::Tree(error @ TreeError::Malformed { .. })) => {
             return Err(Status::invalid_argument(format!("`source_digest`: {error}")));
         }
         Err(error) => return Err(Status::internal(error.to_string())),
     };
-    let Some(first) = nowhere.first() else { return Ok(()) };
+    let Some(first) = nowhere.first() else { return Ok(held) };
     let mut at = None;
     let walked = tree::walk(front.store(), root, &mut |path, entry| match entry {
         Entry::File(file) if at.is_none() && file.digest == *first => at = Some(path.to_owned()),

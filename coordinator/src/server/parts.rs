@@ -19,6 +19,7 @@ use crate::join;
 use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::logs::Logs;
+use crate::needed;
 use crate::peers::{Dialler, Me, Peers};
 use crate::progress::Progress;
 use crate::replica::{Joined, Notice, Options, Replica, ReplicaThread, Started};
@@ -58,6 +59,22 @@ pub(super) struct Opened {
     pub(super) outbound: mpsc::Receiver<Vec<Message>>,
 }
 
+impl Parts {
+    /// Lets blobs go that nobody needs, where this store is the only one that has them. Not
+    /// before the state can tell.
+    pub(super) async fn bound_store(&self, bytes_max: u64) -> anyhow::Result<()> {
+        if self.shares_origin {
+            return Ok(());
+        }
+        let store = self.documents.front().store().clone();
+        // Weak: they hold the store.
+        let (replica, documents) = (self.replica.clone(), Arc::downgrade(&self.documents));
+        let named = Box::new(move || needed::by_open_runs(&replica, &documents));
+        let bounded = tokio::task::spawn_blocking(move || store.bound(bytes_max, named));
+        bounded.await.context("bound the store")
+    }
+}
+
 /// Blocks.
 pub(super) fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Opened> {
     let dir = &config.data_dir;
@@ -66,7 +83,9 @@ pub(super) fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Op
     let origin = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
     // In front of an origin it is a copy, and whatever is read from it is hashed.
     let durable = origin.is_none();
-    let options = StoreOptions { bytes_max: config.store_bytes_max, durable };
+    // Of an origin nothing goes before it is known what must stay.
+    let bytes_max = if durable { u64::MAX } else { config.store_bytes_max };
+    let options = StoreOptions { bytes_max, durable };
     let store = Store::open(&dir.join("cas"), options).context("open the store")?;
     let actions = ActionCache::open(&store).context("open the action cache")?;
     let front = Front::new(store, actions.clone(), origin);

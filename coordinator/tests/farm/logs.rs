@@ -1,5 +1,6 @@
 //! Logs whose coordinator is followed by one that has none of them.
 
+use steading_coordinator::{Config, ObjectStore};
 use steading_model::DigestFunction;
 use steading_model::limits::JOB_LOG_STREAM;
 use steading_pipeline::job::JobResult;
@@ -50,6 +51,57 @@ async fn a_reader_sees_each_byte_once_though_a_new_leader_has_none_of_them() {
     }
     assert_eq!(reader.text(0), "one two three");
     assert_eq!(reader.text(JOB_LOG_STREAM), "job more end");
+    farm.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_lost_attempt_printed_is_found_by_a_coordinator_that_never_had_it() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = async || {
+        let mut config = Config::new(dir.path());
+        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+        let directory = Some(origin.path().into());
+        config.object_store = Some(ObjectStore { directory, ..Default::default() });
+        Farm::start_with(config).await
+    };
+    let farm = start().await;
+    let mut agent = Agent::join(&farm, "a").await;
+    let run = farm.submit("r1", ONE).await;
+    let offer = agent.offer().await;
+    let lease = agent.accept(&offer).await;
+    append(&mut agent, &[(lease, 0, "the last words")]).await;
+    // Another start of it: the attempt is over, and has no result.
+    let mut agent = Agent::join(&farm, "a").await;
+    let again = agent.offer().await;
+    let second = agent.accept(&again).await;
+    assert_eq!(second.job_id, lease.job_id);
+    let index = origin.path().join(format!("logs/{run}/{}-1", lease.job_id));
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(10));
+    soon("what is kept of the log", async {
+        while !index.exists() {
+            looks.tick().await;
+        }
+    })
+    .await;
+    farm.stop().await;
+
+    // As another leader's disk is.
+    for own in ["logs", "cas"] {
+        std::fs::remove_dir_all(dir.path().join(own)).unwrap();
+    }
+    let farm = start().await;
+    let read = async || {
+        let request =
+            v1::ReadLogRequest { run_id: run, job_id: lease.job_id, attempt: 1, ..<_>::default() };
+        let mut chunks = farm.pipelines().read_log(request).await.unwrap().into_inner();
+        soon("a chunk", chunks.message()).await.unwrap().unwrap()
+    };
+    let chunk = read().await;
+    assert_eq!((&chunk.data[..], chunk.attempt), (&b"the last words"[..], 1));
+    // And if nobody had it any more, that is said.
+    std::fs::remove_file(index).unwrap();
+    let chunk = read().await;
+    assert!(chunk.data.is_empty() && chunk.notice.contains("nothing of its log is left"));
     farm.stop().await;
 }
 

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use steading_cas::Front;
 use steading_coordinator::{Config, Coordinator, ObjectStore};
+use steading_model::DigestFunction;
+use steading_proto::v1;
 use steading_proto::v1::Conclusion::Success;
 
 use crate::CHAIN;
@@ -55,6 +58,46 @@ async fn a_coordinator_starts_with_no_other_origin_than_its_groups() {
     assert!(why.contains("does not know cluster"), "{why}");
     assert!(why.contains("mounted"), "{why}");
     Farm::start_with(config(dir.path(), Some(origin.path()))).await.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_the_origin_loses_nothing_that_an_open_run_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), None);
+    (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+    config.store_bytes_max = 64 << 20;
+    let farm = Farm::start_with(config).await;
+    let store = farm.coordinator.store();
+    store.wait_scanned();
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("main.c"), "int main(void) { return 0; }\n").unwrap();
+    let memo = dir.path().join("memo");
+    let source = steading_cas::source::snapshot(&store, source.path(), &memo).unwrap().root;
+    let request =
+        v1::SubmitRequest { source_digest: source.to_string(), ..farm.request("r1", CHAIN) };
+    let run = farm.pipelines().submit(request).await.unwrap().into_inner().run_id;
+    let mut agent = Agent::join(&farm, "a").await;
+    agent.work(&farm, &[("answer", "42")]).await;
+
+    // Others put more than fits, all of it later than what the run needs.
+    let others = store.clone();
+    let (old, young) = tokio::task::spawn_blocking(move || {
+        let put = |byte: u8| others.put(DigestFunction::Blake3, &vec![byte; 4 << 20]).unwrap();
+        let put: Vec<_> = (1..=24).map(put).collect();
+        (put[0], put[23])
+    })
+    .await
+    .unwrap();
+    let needed = Front::new(store.clone(), farm.coordinator.actions(), None)
+        .tree_blobs(DigestFunction::Blake3, &source);
+    assert_eq!(needed.len(), 2);
+    assert_eq!(store.missing(DigestFunction::Blake3, &needed), []);
+    assert_eq!(store.missing(DigestFunction::Blake3, &[old, young]), [old]);
+    // The first job's result is read once more, to plan the second.
+    agent.work(&farm, &[]).await;
+    farm.watch(run, 0).await;
+    assert_eq!(ended(&farm.run(run).await).1, Success);
+    farm.stop().await;
 }
 
 fn config(dir: &Path, origin: Option<&Path>) -> Config {

@@ -62,6 +62,10 @@ async fn print_job(
     let print = async {
         let mut current = None;
         while let Some(chunk) = chunks.recv().await {
+            if !chunk.notice.is_empty() {
+                eprintln!("{}: {}", clean(&job.name), clean(&chunk.notice));
+                continue;
+            }
             if args.step.is_none() && current != Some(chunk.stream) {
                 current = Some(chunk.stream);
                 say(&heading(chunk.stream, &names));

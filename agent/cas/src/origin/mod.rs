@@ -3,7 +3,7 @@
 //!
 //! `cas/FUNCTION/AB/HASH-SIZE` are blobs, `ac/FUNCTION/SCOPE/HASH-SIZE` results of
 //! actions, `clusters/ID` says which groups keep theirs here, `joining/NAME` that somebody
-//! who is about to join a group sees this very place.
+//! who is about to join a group sees this very place. Others put what they name.
 //!
 //! What is put is durable when the call returns. Objects appear whole, by rename or by
 //! what the bucket promises, and blobs are what their names say, so that it does not
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use steading_model::{Digest, DigestFunction};
@@ -29,7 +30,8 @@ use known::Known;
 /// Objects sent, fetched or asked for at once; the rest waits.
 const TRANSFERS_MAX: usize = 32;
 
-/// Largest entry of the action cache, bytes: a result and what says whose it is.
+/// Largest object that is read whole, bytes: an entry of the action cache, which is a
+/// result and what says whose it is, or an index.
 const ENTRY_BYTES_MAX: u64 = 4 << 20;
 
 /// Longest scope that stands in a path as it is, bytes.
@@ -192,6 +194,43 @@ impl Origin {
         Ok(self.size(&self.path(["joining", name])).await?.is_some())
     }
 
+    /// Puts an object of another kind than blobs and results under its name.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError::Object`].
+    pub async fn put_object(&self, name: [&str; 3], bytes: Bytes) -> Result<(), OriginError> {
+        self.write(&self.path(name), bytes).await
+    }
+
+    /// Reads it; none where there is none, or it is larger than any of ours.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError::Object`].
+    pub async fn object(&self, name: [&str; 3]) -> Result<Option<Bytes>, OriginError> {
+        self.read(&self.path(name)).await
+    }
+
+    /// Removes all objects whose names begin so.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError::Object`]; some may be gone.
+    pub async fn remove_objects(&self, folder: [&str; 2]) -> Result<(), OriginError> {
+        let prefix = self.path(folder);
+        let mut found = self.0.objects.list(Some(&prefix));
+        while let Some(object) = found.next().await {
+            let object = object.map_err(|source| object_error("list", &prefix, source))?;
+            self.remove(&object.location).await?;
+        }
+        if let Some(dir) = &self.0.dir {
+            // An empty folder harms nobody.
+            let _ = std::fs::remove_dir(dir.join(folder[0]).join(folder[1]));
+        }
+        Ok(())
+    }
+
     /// The bytes of an action cache entry, unread; none where there is none.
     pub(crate) async fn entry(
         &self,
@@ -199,13 +238,7 @@ impl Origin {
         function: DigestFunction,
         action: &Digest,
     ) -> Result<Option<Bytes>, OriginError> {
-        let path = self.entry_path(scope, function, action);
-        let found = match self.0.objects.get(&path).await {
-            Ok(found) if found.meta.size <= ENTRY_BYTES_MAX => found,
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(source) => return Err(object_error("read", &path, source)),
-        };
-        found.bytes().await.map(Some).map_err(|source| object_error("read", &path, source))
+        self.read(&self.entry_path(scope, function, action)).await
     }
 
     pub(crate) async fn put_entry(
@@ -240,6 +273,16 @@ impl Origin {
 
     fn path<const N: usize>(&self, parts: [&str; N]) -> ObjectPath {
         parts.into_iter().fold(self.0.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// A small object.
+    async fn read(&self, path: &ObjectPath) -> Result<Option<Bytes>, OriginError> {
+        let found = match self.0.objects.get(path).await {
+            Ok(found) if found.meta.size <= ENTRY_BYTES_MAX => found,
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(source) => return Err(object_error("read", path, source)),
+        };
+        found.bytes().await.map(Some).map_err(|source| object_error("read", path, source))
     }
 
     async fn write(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), OriginError> {

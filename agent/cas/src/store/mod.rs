@@ -21,8 +21,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -44,6 +45,25 @@ const ACCESS_SAVE_S: i64 = 24 * 3600;
 /// Blobs of at least this many bytes are not read whole into memory by [`Store::get`]'s
 /// callers on the wire, but streamed.
 pub const STREAM_BYTES_MIN: u64 = 4 << 20;
+
+/// How long an eviction that could not make enough room stands for the next ones: what
+/// must stay is found out by reading all of it.
+const EVICT_PAUSE: Duration = Duration::from_secs(10);
+
+/// Lists the blobs that must stay, whenever others are to go. None: nobody can tell now,
+/// and nothing goes.
+pub type Named = Box<dyn Fn() -> Option<Vec<(DigestFunction, Digest)>> + Send + Sync>;
+
+struct Bound {
+    bytes_max: u64,
+    named: Named,
+}
+
+impl std::fmt::Debug for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bound").field("bytes_max", &self.bytes_max).finish_non_exhaustive()
+    }
+}
 
 /// How a store is kept.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +120,11 @@ struct Shared {
     places: RwLock<()>,
     /// Who waits for the next sync.
     group: Mutex<group::Group>,
-    /// One eviction at a time.
-    evicting: Mutex<()>,
+    /// Set where the bound came after the opening.
+    bound: OnceLock<Bound>,
+    /// One eviction at a time; until when the next one would find no more to remove than
+    /// the last.
+    evicting: Mutex<Option<Instant>>,
     clock: UseClock,
     stop: AtomicBool,
 }
@@ -110,7 +133,9 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let handle = self.scan.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(handle) = handle {
+        // The scan may be the last to let go, of what it asked for named blobs.
+        let this = std::thread::current().id();
+        if let Some(handle) = handle.filter(|handle| handle.thread().id() != this) {
             let _ = handle.join();
         }
     }
@@ -143,6 +168,7 @@ impl Store {
             index: Mutex::default(),
             places: RwLock::default(),
             group: Mutex::default(),
+            bound: OnceLock::new(),
             evicting: Mutex::default(),
             clock: UseClock::default(),
             stop: AtomicBool::new(false),
@@ -214,6 +240,18 @@ impl Store {
         Pin { store: self.clone(), keys }
     }
 
+    /// From now on the blobs may take `bytes_max` on disk, beyond which the least recently
+    /// used go, but none that `named` lists: for a store that holds the only copy, and was
+    /// opened without a bound, because nobody could tell yet what must stay. Once.
+    ///
+    /// A blob that is to be named must be pinned, or have been put or asked for after
+    /// that pin, until it is: what was used since an eviction began stays.
+    pub fn bound(&self, bytes_max: u64, named: Named) {
+        let first = self.0.shared.bound.set(Bound { bytes_max, named });
+        debug_assert!(first.is_ok(), "a store is bounded once");
+        self.evict();
+    }
+
     /// Removes least recently used blobs until nine tenths of the bound are left, if
     /// the bound is exceeded. Puts do so by themselves.
     pub fn evict(&self) {
@@ -242,6 +280,11 @@ impl Shared {
     fn index(&self) -> MutexGuard<'_, Index> {
         // Nothing that holds it can leave it half changed.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the blobs may take on disk now, bytes.
+    fn bytes_max(&self) -> u64 {
+        self.bound.get().map_or(self.options.bytes_max, |bound| bound.bytes_max)
     }
 
     /// For messages.

@@ -1,8 +1,10 @@
 //! Listing what is on disk, and making room.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -12,7 +14,7 @@ use nix::unistd::UnlinkatFlags;
 use steading_model::{Digest, DigestFunction};
 
 use super::index::{Key, Meta};
-use super::{EVICT_TO_PERCENT, Shared, blob_path};
+use super::{EVICT_PAUSE, EVICT_TO_PERCENT, Shared, blob_path};
 
 /// Lists the blobs, folder by folder, without a look at the files: their names say
 /// all that the index needs.
@@ -66,15 +68,26 @@ fn parse_name(name: &CStr) -> Option<(Digest, bool)> {
 /// Removes least recently used blobs until there is room again.
 pub(super) fn evict(shared: &Shared) {
     // Whoever is evicting makes room for this caller too.
-    let Ok(_evicting) = shared.evicting.try_lock() else { return };
-    let candidates = {
+    let Ok(mut futile_until) = shared.evicting.try_lock() else { return };
+    let bytes_max = shared.bytes_max();
+    if futile_until.is_some_and(|until| Instant::now() < until) {
+        return;
+    }
+    let mut candidates = {
         let index = shared.index();
-        if !index.complete || index.bytes() <= shared.options.bytes_max {
+        if !index.complete || index.bytes() <= bytes_max {
             return;
         }
         index.unpinned()
     };
-    let keep = shared.options.bytes_max / 100 * EVICT_TO_PERCENT;
+    // After the candidates: what is named later was pinned or used since, and stays so.
+    if let Some(bound) = shared.bound.get() {
+        let Some(named) = (bound.named)() else { return };
+        let named: HashSet<Key> =
+            named.iter().map(|(function, digest)| Key::new(*function, digest)).collect();
+        candidates.retain(|(key, _)| !named.contains(key));
+    }
+    let keep = bytes_max / 100 * EVICT_TO_PERCENT;
     let mut ordered: Vec<(u64, Key, Meta)> = candidates
         .into_iter()
         // The empty blob takes nothing and is always there.
@@ -87,6 +100,11 @@ pub(super) fn evict(shared: &Shared) {
             break;
         }
         remove_unless_used(shared, &key, &meta);
+    }
+    let bytes = shared.index().bytes();
+    *futile_until = (bytes > bytes_max).then(|| Instant::now() + EVICT_PAUSE);
+    if bytes > bytes_max {
+        tracing::warn!(bytes, bytes_max, "the store is larger than it may be: all of it is needed");
     }
 }
 

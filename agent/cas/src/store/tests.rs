@@ -1,4 +1,5 @@
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
 
@@ -167,6 +168,23 @@ fn pinned_blobs_may_exceed_the_bound() {
     drop(pin);
     store.evict();
     assert!(store.bytes() <= 300);
+}
+
+#[test]
+fn what_is_named_stays_and_nothing_goes_while_nobody_can_tell() {
+    let (_dir, store) = store(u64::MAX);
+    let digests: Vec<Digest> =
+        (1..=5_u8).map(|byte| store.put(BLAKE3, &[byte; 200]).unwrap()).collect();
+    store.wait_scanned();
+    let can_tell = Arc::new(AtomicBool::new(false));
+    let (tells, named) = (Arc::clone(&can_tell), vec![(BLAKE3, digests[0])]);
+    let named = move || tells.load(Ordering::Relaxed).then(|| named.clone());
+    store.bound(500, Box::new(named));
+    assert_eq!(store.missing(BLAKE3, &digests), []);
+    can_tell.store(true, Ordering::Relaxed);
+    store.evict();
+    // The named one is the oldest of all.
+    assert_eq!(store.missing(BLAKE3, &digests), digests[1..4]);
 }
 
 #[test]

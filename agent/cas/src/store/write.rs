@@ -259,7 +259,7 @@ impl Store {
             }
         }
         let bytes = shared.index().bytes();
-        if bytes > shared.options.bytes_max {
+        if bytes > shared.bytes_max() {
             scan::evict(shared);
         }
         Ok(())

@@ -116,6 +116,10 @@ pub async fn log(coordinators: Coordinators, of: LogOf, to: mpsc::Sender<Input>)
     let read = read_log(coordinators, of, HashMap::new(), chunks);
     let pass = async {
         while let Some(chunk) = received.recv().await {
+            // The end of the job says more.
+            if !chunk.notice.is_empty() {
+                continue;
+            }
             if to.send(Input::Log { job, chunk }).await.is_err() {
                 return;
             }
@@ -159,6 +163,12 @@ pub async fn read_log(
                         Ok(Some(chunk)) => {
                             backoff.reset();
                             if of.stream.is_some_and(|only| only != chunk.stream) {
+                                continue;
+                            }
+                            if !chunk.notice.is_empty() {
+                                if to.send(chunk).await.is_err() {
+                                    return Ok(());
+                                }
                                 continue;
                             }
                             let Some(chunk) = unseen(chunk, &mut offsets) else { continue };
@@ -215,6 +225,7 @@ mod tests {
                 offset: *offset,
                 data: data.as_bytes().to_vec().into(),
                 attempt: 1,
+                notice: String::new(),
             };
             let got = unseen(chunk, &mut offsets).map_or("-".to_owned(), |chunk| {
                 format!("{}:{}", chunk.offset, String::from_utf8_lossy(&chunk.data))
