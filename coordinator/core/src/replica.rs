@@ -103,6 +103,10 @@ impl State {
                 let row = Replica { endpoint, level, version: turn.version, ..known.clone() };
                 self.replicas.set(&id, Some(Arc::new(row)));
             }
+            // Never given out; and what is counted from must not be somebody's choice.
+            None if id == 0 || id > self.meta.counters.replica.max(FOUNDER) => {
+                return Err(Rejection::ReplicaUnknown);
+            }
             None => {
                 self.make_room_for_a_replica()?;
                 self.meta.counters.replica = self.meta.counters.replica.max(id);

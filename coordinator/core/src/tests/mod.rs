@@ -1,5 +1,6 @@
 //! The core as stories, and as what must hold for any sequence of proposals.
 
+mod absurd;
 mod agents;
 mod claims;
 mod explain;

@@ -18,6 +18,16 @@ fn a_directory_is_a_member_once_and_an_empty_one_is_somebody_new() {
 }
 
 #[test]
+fn an_id_that_was_never_given_out_is_nobodys() {
+    check(&[
+        ("update 0 a unix:/a", "! replica is not known"),
+        ("update 2 a unix:/a", "! replica is not known"),
+        ("update 18446744073709551615 a unix:/a", "! replica is not known"),
+        ("admit b unix:/b", "2:b@unix:/b"),
+    ]);
+}
+
+#[test]
 fn the_founder_keeps_its_id_though_others_were_admitted_first() {
     check(&[
         ("admit b unix:/b", "2:b@unix:/b"),
