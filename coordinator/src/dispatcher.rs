@@ -45,7 +45,8 @@ impl Dispatcher {
         }
     }
 
-    /// One batch. Whether another one is worth trying at once: something was granted.
+    /// One batch. Whether another one is worth trying at once: something was granted, or
+    /// what was chosen was overtaken, and others of the queue may do.
     async fn place(&self) -> bool {
         let agents = self.sessions.taking_work();
         if agents.is_empty() {
@@ -62,7 +63,16 @@ impl Dispatcher {
         // The old version would be copied as it is written to.
         drop(state);
         match self.replica.propose(Proposal::Assign { assignments }).await {
-            Ok(effects) => effects.iter().any(|effect| matches!(effect, Effect::Offer { .. })),
+            Ok(effects) => {
+                let granted = effects.iter().any(|it| matches!(it, Effect::Offer { .. }));
+                let overtaken = effects.iter().any(|it| matches!(it, Effect::NotAssigned { .. }));
+                if overtaken && !granted {
+                    // Chosen on a version in which it held. Nobody wakes this one for those
+                    // behind it in the queue; the pause is for a policy that would insist.
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                granted || overtaken
+            }
             Err(error @ (ProposeError::Rejected(_) | ProposeError::TooLarge(_))) => {
                 tracing::error!(%error, "a batch of assignments was refused as a whole");
                 false

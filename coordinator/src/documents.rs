@@ -48,6 +48,13 @@ pub(crate) enum DocumentError {
     },
 }
 
+impl DocumentError {
+    /// Whether it may be had later: the store or the origin was away, or had no room.
+    pub(crate) const fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(OriginError::Store(_) | OriginError::Object { .. }))
+    }
+}
+
 /// A submission, parsed: all that a plan needs besides results.
 pub(crate) struct Parsed {
     pub(crate) submission: Submission,

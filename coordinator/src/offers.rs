@@ -1,17 +1,35 @@
 //! What an agent is offered: the job's spec and its secrets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use steading_core::{Job, Lease, Outcome, Proposal, State};
 use steading_model::{Conclusion, Digest, FailureClass, StepCounts};
 use steading_proto::v1;
+use tokio::time::Instant;
 
 use crate::documents::{DocumentError, Documents, Parsed};
 use crate::replica::Replica;
 
 /// Specs up to this many bytes travel in the offer; larger ones are fetched.
 const INLINE_SPEC_BYTES_MAX: usize = 256 << 10;
+
+/// How long what an offer needs is asked for where the origin is away. Shorter than a
+/// lease: the job is better off in the queue than lost with its lease, which counts.
+const ORIGIN_WAIT: Duration = Duration::from_secs(5);
+/// Before it is asked for again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What became of an offer.
+#[derive(Debug)]
+pub(crate) enum Offered {
+    Ready(v1::Offer),
+    /// The lease is no longer held, or its job cannot be offered at all, and has ended.
+    Nothing,
+    /// What it needs cannot be had for now.
+    NotNow,
+}
 
 /// Makes offers of leases.
 #[derive(Clone, Debug)]
@@ -21,18 +39,32 @@ pub(crate) struct Offers {
 }
 
 impl Offers {
-    /// The offer of this lease; none where it is no longer held, or where the job cannot
-    /// be offered at all: then its attempt ends here, with the reason.
-    pub(crate) async fn offer(&self, lease: Lease) -> Option<v1::Offer> {
-        let state = self.replica.view();
-        let job = state.leased_job(lease)?;
-        match self.documents_of(&state, job).await {
-            Ok((parsed, spec)) => self.assemble(&state, job, lease, &parsed, spec),
-            Err(error) => {
-                tracing::error!(job = %job.id, %error, "a job cannot be offered");
-                self.give_up(lease, &error).await;
-                None
+    /// The offer of this lease. Where the job cannot be offered at all, its attempt ends
+    /// here, with the reason. It may take as long as the origin does.
+    pub(crate) async fn offer(&self, lease: Lease) -> Offered {
+        let until = Instant::now() + ORIGIN_WAIT;
+        loop {
+            let state = self.replica.view();
+            let Some(job) = state.leased_job(lease) else { return Offered::Nothing };
+            match self.documents_of(&state, job).await {
+                Ok((parsed, spec)) => {
+                    let offer = self.assemble(&state, job, lease, &parsed, spec);
+                    return offer.map_or(Offered::Nothing, Offered::Ready);
+                }
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(job = %job.id, %error, "what a job needs cannot be had for now");
+                    if Instant::now() >= until {
+                        return Offered::NotNow;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(job = %job.id, %error, "a job cannot be offered");
+                    self.give_up(lease, &error).await;
+                    return Offered::Nothing;
+                }
             }
+            drop(state);
+            tokio::time::sleep(RETRY).await;
         }
     }
 

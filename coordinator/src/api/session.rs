@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::stream::FuturesUnordered;
 use steading_core::{Agent, Job, JobStatus, Lease, Proposal, State};
 use steading_model::{AgentId, FailureClass, Incarnation, Timestamp};
 use steading_proto::v1;
@@ -22,7 +24,7 @@ use super::{Answers, convert, fleet};
 use crate::auth::Caller;
 use crate::leadership::Term;
 use crate::leases::Leases;
-use crate::offers::Offers;
+use crate::offers::{Offered, Offers};
 use crate::progress::Progress;
 use crate::replica::{ProposeError, Replica};
 use crate::run_watch::RunWatch;
@@ -64,6 +66,8 @@ struct Asked {
     sequence: u64,
     leases: Vec<Lease>,
 }
+
+type Making = Pin<Box<dyn Future<Output = (Lease, Offered)> + Send>>;
 
 type Barrier = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
 
@@ -129,7 +133,8 @@ async fn run(
     // Before the state is read: what is granted from now on comes as a notice.
     let session = parts.sessions.open(agent, incarnation);
     let known = hello.running.iter().map(convert::lease_of).collect();
-    let mut connected = Connected { parts, sender, session, agent, waiting: Vec::new(), known };
+    let (waiting, making) = (Vec::new(), FuturesUnordered::new());
+    let mut connected = Connected { parts, sender, session, agent, waiting, known, making };
     if let Err(end) = connected.welcome(incarnation, &hello.name).await {
         return end;
     }
@@ -148,6 +153,9 @@ struct Connected<'a> {
     waiting: Vec<Asked>,
     /// Leases that the agent has, or was offered on this connection: offered once.
     known: BTreeSet<Lease>,
+    /// Offers that wait for the store or the origin, at most one for each lease. Nothing
+    /// else waits for them: renewals least of all.
+    making: FuturesUnordered<Making>,
 }
 
 impl Connected<'_> {
@@ -203,6 +211,9 @@ impl Connected<'_> {
                     (Err(error), _) => Err(End::Told(error.into())),
                 },
                 Some(notice) = self.session.outbox.recv() => self.pass_on(notice).await,
+                Some((lease, offered)) = self.making.next(), if !self.making.is_empty() => {
+                    self.offered(lease, offered).await
+                }
                 message = inbound.next() => match message {
                     Some(Ok(message)) => self.heard(message).await,
                     Some(Err(_)) | None => Err(End::Gone),
@@ -230,7 +241,7 @@ impl Connected<'_> {
                 self.session.rest();
                 // Only what it was offered may it decline.
                 if is_held_by(&self.parts.replica.view(), lease, self.agent) {
-                    self.give_back(lease).await;
+                    give_back(self.parts, lease).await;
                 }
                 Ok(())
             }
@@ -302,10 +313,7 @@ impl Connected<'_> {
                 let leases = vec![convert::wire_lease(lease)];
                 self.tell(ToAgent::Revoke(v1::Revoke { leases })).await
             }
-            Notice::Cancel(lease) => {
-                let lease = Some(convert::wire_lease(lease));
-                self.tell(ToAgent::Cancel(v1::Cancel { lease })).await
-            }
+            Notice::Cancel(lease) => self.pass_on_cancel(lease).await,
             Notice::Empty => {
                 let state = self.parts.replica.view();
                 let empty = state.agent(self.agent).and_then(|agent| fleet::empty(agent, now()));
@@ -319,26 +327,56 @@ impl Connected<'_> {
         if !self.known.insert(lease) {
             return Ok(());
         }
-        match self.parts.offers.offer(lease).await {
-            Some(offer) => self.tell(ToAgent::Offer(offer)).await,
-            None => Ok(()),
+        let offers = self.parts.offers.clone();
+        let mut making: Making = Box::pin(async move { (lease, offers.offer(lease).await) });
+        // From memory, mostly.
+        if let Some((lease, offered)) = (&mut making).now_or_never() {
+            return self.offered(lease, offered).await;
         }
+        self.making.push(making);
+        Ok(())
     }
 
-    async fn give_back(&self, lease: Lease) {
-        // Nothing was started, so that the class counts for nothing.
-        let (class, started) = (FailureClass::Preempted, false);
-        let release = Proposal::ReleaseLease { lease, class, started };
-        match self.parts.replica.propose(release).await {
-            Ok(_) => self.parts.leases.ended(lease),
-            // It expires by itself.
-            Err(error) => tracing::debug!(%error, "a declined lease was not released"),
+    async fn offered(&mut self, lease: Lease, offered: Offered) -> Result<(), End> {
+        let state = self.parts.replica.view();
+        if !is_held_by(&state, lease, self.agent) {
+            return Ok(());
         }
+        match offered {
+            Offered::Ready(offer) => self.tell(ToAgent::Offer(offer)).await?,
+            Offered::Nothing => return Ok(()),
+            Offered::NotNow => {
+                self.session.rest();
+                give_back(self.parts, lease).await;
+                return Ok(());
+            }
+        }
+        // What was said of it before, the agent did not know what to do with.
+        if state.is_cancelling(lease) {
+            return self.pass_on_cancel(lease).await;
+        }
+        Ok(())
     }
 
-    async fn tell(&self, message: ToAgent) -> Result<(), End> {
+    async fn pass_on_cancel(&mut self, lease: Lease) -> Result<(), End> {
+        let lease = Some(convert::wire_lease(lease));
+        self.tell(ToAgent::Cancel(v1::Cancel { lease })).await
+    }
+
+    async fn tell(&mut self, message: ToAgent) -> Result<(), End> {
         let message = v1::CoordinatorMessage { message: Some(message) };
         self.sender.send(Ok(message)).await.map_err(|_| End::Gone)
+    }
+}
+
+/// Puts the job back into the queue.
+async fn give_back(parts: &Parts, lease: Lease) {
+    // Nothing was started, so that the class counts for nothing.
+    let (class, started) = (FailureClass::Preempted, false);
+    match parts.replica.propose(Proposal::ReleaseLease { lease, class, started }).await {
+        Ok(_) => parts.leases.ended(lease),
+        // It expires by itself.
+        Err(error) => tracing::debug!(%error, "a lease was not given back"),
     }
 }
 

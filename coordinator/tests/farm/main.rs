@@ -6,6 +6,7 @@ mod backup;
 mod claims;
 mod disk;
 mod logs;
+mod offers;
 mod origin;
 mod scheduling;
 mod support;

@@ -193,6 +193,11 @@ impl Agent {
         }
     }
 
+    /// The connection breaks.
+    pub(crate) fn close(&mut self) {
+        self.session = None;
+    }
+
     pub(crate) async fn next(&mut self) -> Result<ToAgent, tonic::Status> {
         let (_, session) = self.session.as_mut().expect("connected");
         let message = soon("a message to the agent", session.message()).await?;
