@@ -15,6 +15,7 @@ use steading_pipeline::job::EndedJob;
 use steading_pipeline::{Group, PlannedJob, Verdict};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::documents::{DocumentError, Documents, Parsed};
@@ -24,6 +25,10 @@ use crate::replica::{ProposeError, Replica};
 const PLANS_AT_ONCE: usize = 2;
 /// Before a proposal is tried again that the replica had no room for.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Before a plan is tried again for which the store or the origin was away, and for how
+/// long: then the run ends with the reason.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
+const AWAY_MAX: Duration = Duration::from_secs(600);
 /// Longest name of a job, bytes; the rest is cut. It is part of a bounded row.
 const JOB_NAME_BYTES_MAX: usize = 100;
 /// Under which key a run tells that it could not be planned.
@@ -71,8 +76,11 @@ impl Planner {
 
     /// Plans what is due until `stop`.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
-        let mut plans: JoinSet<RunId> = JoinSet::new();
+        let mut plans: JoinSet<(RunId, bool)> = JoinSet::new();
         let mut running: BTreeSet<RunId> = BTreeSet::new();
+        // Those that are tried again, and since when; bounded by the open runs.
+        let mut later: JoinSet<RunId> = JoinSet::new();
+        let mut away: BTreeMap<RunId, Instant> = BTreeMap::new();
         loop {
             while plans.len() < PLANS_AT_ONCE {
                 // One plan a run at a time: what became due meanwhile stays in line.
@@ -81,68 +89,78 @@ impl Planner {
                 };
                 running.insert(run);
                 let planner = Arc::clone(&self);
-                plans.spawn(async move {
-                    planner.plan_until_settled(run).await;
-                    run
-                });
+                let patient = away.get(&run).is_none_or(|since| since.elapsed() < AWAY_MAX);
+                plans.spawn(async move { (run, planner.plan_until_settled(run, patient).await) });
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = self.wake.notified() => (),
                 Some(ended) = plans.join_next() => match ended {
-                    Ok(run) => {
+                    Ok((run, settled)) => {
                         running.remove(&run);
+                        if settled {
+                            away.remove(&run);
+                        } else {
+                            away.entry(run).or_insert_with(Instant::now);
+                            later.spawn(async move { tokio::time::sleep(AWAY_PAUSE).await; run });
+                        }
                     }
                     Err(error) => return Err(anyhow::Error::new(error).context("plan a run")),
                 },
+                Some(Ok(run)) = later.join_next() => self.due(run),
             }
         }
     }
 
-    async fn plan_until_settled(&self, run: RunId) {
+    /// False: what the plan needs is away. Who is not `patient` calls that a failure.
+    async fn plan_until_settled(&self, run: RunId, patient: bool) -> bool {
         loop {
             let state = self.replica.view();
             let Some(row) = state.run(run).filter(|row| row.is_plan_due()) else {
-                return;
+                return true;
             };
             let (revision, seen, before) = (row.revision, row.needed_ended, row.needed_planned);
-            let planned = self.plan(&state, run).await;
+            let Some(planned) = self.plan(&state, run, patient).await else { return false };
             match self.extend(run, revision, before, seen, planned).await {
                 // A newer version is there, or was accepted just now: look again.
                 Ok(()) | Err(ProposeError::Rejected(Rejection::PlanRevision { .. })) => (),
                 Err(ProposeError::Rejected(
                     Rejection::RunEnded | Rejection::RunUnknown | Rejection::PlanComplete,
-                )) => return,
+                )) => return true,
                 Err(ProposeError::Rejected(rejection)) => {
                     let planned = failed_plan(&rejection.to_string());
                     let Some(revision) = self.replica.view().run(run).map(|run| run.revision)
                     else {
-                        return;
+                        return true;
                     };
                     if let Err(error) = self.extend(run, revision, before, seen, planned).await {
                         tracing::error!(%run, %error, "cannot tell that a run cannot be planned");
-                        return;
+                        return true;
                     }
                 }
                 Err(ProposeError::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
                 // The next leader finds the plan due again.
                 Err(error) => {
                     tracing::warn!(%run, %error, "a plan was not proposed");
-                    return;
+                    return true;
                 }
             }
         }
     }
 
-    async fn plan(&self, state: &Arc<State>, run: RunId) -> Planned {
+    async fn plan(&self, state: &Arc<State>, run: RunId, patient: bool) -> Option<Planned> {
         let (documents, state) = (Arc::clone(&self.documents), Arc::clone(state));
         let planned = tokio::task::spawn_blocking(move || {
             let row = state.run(run)?;
             Some(plan_run(&documents, &state, row))
         });
-        match planned.await {
+        Some(match planned.await {
             Ok(Some(Ok(planned))) => planned,
             Ok(None) => failed_plan("the run is gone"),
+            Ok(Some(Err(error))) if patient && error.is_transient() => {
+                tracing::warn!(%run, %error, "a run cannot be planned for now");
+                return None;
+            }
             Ok(Some(Err(error))) => {
                 tracing::error!(%run, %error, "a run cannot be planned");
                 failed_plan(&error.to_string())
@@ -151,7 +169,7 @@ impl Planner {
                 tracing::error!(%run, %error, "the planner failed");
                 failed_plan("the planner failed; this is a defect of the farm, see its log")
             }
-        }
+        })
     }
 
     /// Proposes a plan. A large one goes in chunks of whole keys, of which only the last

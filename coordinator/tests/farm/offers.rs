@@ -55,9 +55,7 @@ async fn an_origin_that_is_away_fails_no_job_and_keeps_no_renewal_waiting() {
     fs::remove_dir_all(dir.path().join("cas")).unwrap();
     let farm = Farm::start_with(config(dir.path(), &place)).await;
     // Not a folder: nothing in it can be read, and nothing is known to be missing.
-    let away = origin.path().join("away");
-    fs::rename(&place, &away).unwrap();
-    fs::write(&place, "").unwrap();
+    take_away(&place);
     agent.connect(&farm, &[lease]).await;
     while farm.run(waits).await.jobs[0].attempt < 1 {
         tokio::task::yield_now().await;
@@ -65,13 +63,11 @@ async fn an_origin_that_is_away_fails_no_job_and_keeps_no_renewal_waiting() {
     for _ in 0..3 {
         assert_eq!(agent.renew(&[lease]).await.leases, vec![lease]);
     }
-    fs::remove_file(&place).unwrap();
-    fs::rename(&away, &place).unwrap();
-
+    bring_back(&place);
     let offer = agent.offer().await;
     let first = agent.accept(&offer).await;
-    let result = farm.put_result(&[("answer", "42")]);
     agent.complete(lease, String::new()).await.unwrap();
+    let result = farm.put_result(&[("answer", "42")]);
     agent.complete(first, result).await.unwrap();
     agent.work(&farm, &[]).await;
     for run in [runs, waits] {
@@ -79,6 +75,49 @@ async fn an_origin_that_is_away_fails_no_job_and_keeps_no_renewal_waiting() {
         assert_eq!(ended(&farm.run(run).await).1, Success);
     }
     farm.stop().await;
+}
+
+const TWO: &str = "
+on: push
+jobs:
+  first: {runs-on: ubuntu-latest, steps: [{run: 'true'}]}
+  second: {runs-on: ubuntu-latest, needs: first, steps: [{run: 'true'}]}
+";
+
+#[tokio::test]
+async fn a_plan_waits_for_an_origin_that_is_away() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = origin.path().join("origin");
+    let farm = Farm::start_with(config(dir.path(), &place)).await;
+    let mut agent = Agent::join(&farm, "a").await;
+    let run = farm.submit("r1", TWO).await;
+    let offer = agent.offer().await;
+    let lease = agent.accept(&offer).await;
+    take_away(&place);
+    // Without a result: it has to be in the origin first.
+    agent.complete(lease, String::new()).await.unwrap();
+    let first = |run: &v1::Run| run.jobs[0].conclusion() == Success;
+    while !first(&farm.run(run).await) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(farm.run(run).await.jobs.len(), 1, "what comes next needs a spec in the origin");
+    bring_back(&place);
+    agent.work(&farm, &[]).await;
+    farm.watch(run, 0).await;
+    let (jobs, conclusion) = ended(&farm.run(run).await);
+    assert_eq!(conclusion, Success, "{jobs:?}");
+    farm.stop().await;
+}
+
+/// Not a folder any more: nothing in it can be read, and nothing is known to be missing.
+fn take_away(origin: &Path) {
+    fs::rename(origin, origin.with_extension("away")).unwrap();
+    fs::write(origin, "").unwrap();
+}
+
+fn bring_back(origin: &Path) {
+    fs::remove_file(origin).unwrap();
+    fs::rename(origin.with_extension("away"), origin).unwrap();
 }
 
 fn config(dir: &Path, origin: &Path) -> Config {
