@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Uri};
 use tonic::{Code, Response, Status};
 
-use crate::connect::{Backoff, Endpoint, Stream, is_transient, no_address};
+use crate::connect::{Backoff, Endpoint, FIRST_ANSWER_MAX, Stream, is_transient, no_address};
 
 /// How long one endpoint may take to answer a connection attempt: a coordinator that is
 /// stopped lets it be opened, and says nothing.
@@ -170,6 +170,11 @@ impl Coordinators {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => {
                     self.refused(connection, &status);
+                    // Somebody has to make room: that is said before long.
+                    let bound = match status.code() {
+                        Code::ResourceExhausted => bound.min(FIRST_ANSWER_MAX),
+                        _ => bound,
+                    };
                     if !is_transient(&status) || !backoff.wait(bound).await {
                         return Err(status);
                     }
