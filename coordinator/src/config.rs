@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use steading_cas::{Origin, OriginError};
+use steading_core::FEATURE_LEVEL;
 use steading_model::limits::FINISHED_RUNS_MAX;
 
 use crate::peers::check_endpoint;
@@ -70,6 +71,9 @@ pub struct Config {
     /// Never printed.
     #[serde(default, skip_serializing)]
     pub join_token: Option<String>,
+    /// The newest feature level that this version knows. No setting, but what the program is.
+    #[serde(skip, default = "feature_level_default")]
+    pub feature_level: u32,
 }
 
 /// The files of a CA, PEM.
@@ -146,6 +150,11 @@ const fn finished_runs_kept_default() -> usize {
 const fn ballast_bytes_default() -> u64 {
     64 << 20
 }
+
+const fn feature_level_default() -> u32 {
+    FEATURE_LEVEL
+}
+
 /// A day, as GitHub gives a job that waits for a runner of one's own.
 const fn unplaceable_ms_default() -> u64 {
     24 * 3_600_000
@@ -168,6 +177,7 @@ impl Config {
             advertise: None,
             join: Vec::new(),
             join_token: None,
+            feature_level: FEATURE_LEVEL,
         }
     }
 

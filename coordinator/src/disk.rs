@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::blocking::blocking;
-use crate::replica::Replica;
+use crate::replica::{Bar, Replica};
 
 /// Low: less than this part of the disk is free, in hundredths.
 const LOW_PERCENT: u64 = 10;
@@ -98,13 +98,18 @@ impl Disk {
 
     /// How much room there is, and the free bytes. A disk that cannot be asked has enough.
     fn look(&self, before: Room) -> (Room, u64) {
+        self.look_without(0, before)
+    }
+
+    /// The same as if so many bytes more were taken.
+    fn look_without(&self, taken: u64, before: Room) -> (Room, u64) {
         if self.low == Some(0) {
             return (Room::Enough, u64::MAX);
         }
         match statvfs(&self.dir) {
             Ok(stat) => {
                 let unit = stat.fragment_size();
-                let free = stat.blocks_available() * unit;
+                let free = (stat.blocks_available() * unit).saturating_sub(taken);
                 let marks = Marks::of(stat.blocks() * unit, self.low);
                 (marks.room(before, free), free)
             }
@@ -147,10 +152,14 @@ impl Disk {
         }
     }
 
-    /// Takes room while there is some. Blocks.
+    /// Takes room where that leaves enough. Blocks.
     fn keep_ballast(&self) {
         let path = self.dir.join(BALLAST);
         if self.ballast_bytes == 0 || path.exists() {
+            return;
+        }
+        // As much as a disk that was low needs, or giving it up and taking it would alternate.
+        if self.look_without(self.ballast_bytes, Room::Low).0 != Room::Enough {
             return;
         }
         let made = File::create(&path).and_then(|file| {
@@ -192,7 +201,7 @@ impl Disk {
             }
             // Said again each time: it may have been lost. Who is alone has nobody to lead.
             let alone = replica.membership().is_single(replica.id());
-            replica.set_may_lead(room == Room::Enough || alone);
+            replica.bar(Bar::Disk, room != Room::Enough && !alone);
             if room == Room::Critical && started.elapsed() > GRACE {
                 anyhow::bail!(
                     "the disk of `{}` has {free} bytes left: this coordinator stops before a \

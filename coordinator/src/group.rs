@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use steading_core::{FEATURE_LEVEL, Proposal, Rejection};
+use steading_core::{Proposal, Rejection};
 use steading_proto::v1;
 use steading_proto::v1::cluster_client::ClusterClient;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 use crate::peers::policy::{Change, Group, Member, due};
 use crate::peers::{Me, Peers};
-use crate::replica::{GroupStatus, ProposeError, Replica};
+use crate::replica::{Bar, GroupStatus, ProposeError, Replica};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
 /// How often the leader looks after the group where no change wakes it.
@@ -44,7 +44,7 @@ pub(crate) async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let keep = async {
         loop {
-            replica.set_may_lead(!peers.clocks_off().contains(&peers.me().id));
+            replica.bar(Bar::Clock, peers.clocks_off().contains(&peers.me().id));
             let leads = standing.borrow_and_update().leads;
             changes.borrow_and_update();
             if leads && let Err(error) = keep_up(&peers, &replica).await {
@@ -67,7 +67,7 @@ async fn keep_up(peers: &Peers, replica: &Replica) -> Result<(), ProposeError> {
     let me = peers.me();
     let state = replica.view();
     let known = state.replica(me.id);
-    if known.is_none_or(|row| row.endpoint != me.endpoint || row.level != FEATURE_LEVEL) {
+    if known.is_none_or(|row| row.endpoint != me.endpoint || row.level != me.feature_level) {
         match replica.propose(update(me)).await {
             // It was removed, and leads until another does.
             Ok(_) | Err(ProposeError::Rejected(Rejection::ReplicaRemoved)) => (),
@@ -168,7 +168,7 @@ async fn admit(me: &Me, endpoint: &str) -> Result<v1::AdmitReplicaResponse, Stat
     let request = v1::AdmitReplicaRequest {
         storage_id: me.storage_id.clone(),
         endpoint: me.endpoint.clone(),
-        feature_level: FEATURE_LEVEL,
+        feature_level: me.feature_level,
         cluster_id: me.cluster_id.clone(),
         own_origin: me.own_origin,
     };
@@ -181,7 +181,7 @@ pub(crate) fn update(me: &Me) -> Proposal {
         replica: me.id,
         storage_id: me.storage_id.clone(),
         endpoint: me.endpoint.clone(),
-        level: FEATURE_LEVEL,
+        level: me.feature_level,
     }
 }
 

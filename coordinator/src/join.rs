@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use steading_cas::Origin;
-use steading_core::FEATURE_LEVEL;
 use steading_proto::v1::cluster_client::ClusterClient;
 use steading_proto::{leader, v1};
 use tokio::time::timeout;
@@ -58,7 +57,7 @@ pub(crate) async fn join(
     let request = v1::AdmitReplicaRequest {
         storage_id: storage_id.clone(),
         endpoint: advertise.to_owned(),
-        feature_level: FEATURE_LEVEL,
+        feature_level: config.feature_level,
         cluster_id: String::new(),
         own_origin: !config.shares_origin(),
     };

@@ -159,6 +159,12 @@ impl Coordinator {
         self.parts.actions.clone()
     }
 
+    /// Its replica, for a test that proposes what no client can.
+    #[cfg(feature = "testkit")]
+    pub fn replica(&self) -> crate::replica::Replica {
+        self.parts.replica.clone()
+    }
+
     /// The coordinator's certificate, and its CA; made on the first start.
     ///
     /// # Errors

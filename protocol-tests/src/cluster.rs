@@ -1,8 +1,10 @@
 //! Several coordinators and agents, each a real process with a certificate of its own,
 //! for tests that kill, stop and replace them.
 
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
@@ -19,6 +21,10 @@ const LISTENS: &str = "listening on https://";
 /// The file that names the coordinators to an admin, with a certificate beside it.
 const CONTEXT: &str = "admin.json";
 
+/// The socket in the data directory of a coordinator of the next version, on which tests
+/// have it propose what only that version knows.
+pub const PROBES: &str = "probes.sock";
+
 /// A farm of several coordinators.
 #[derive(Debug)]
 pub struct Cluster {
@@ -31,6 +37,8 @@ pub struct Cluster {
     agents: Vec<Process>,
     agent_token: String,
     coordinator_token: String,
+    /// Makes the folder of a coordinator, before its first start.
+    make_folder: fn(&Path),
 }
 
 /// Where a coordinator is found: also after it was wiped, or killed.
@@ -49,22 +57,32 @@ impl Cluster {
 
     /// The same in a folder, and perhaps a network, that are there already.
     pub fn start_in(farm: Farm, coordinators: usize, agents: usize, slots: usize) -> Self {
-        let mut cluster = Self::without_agents_in(farm, coordinators);
-        for number in 0..agents {
-            let agent = cluster.start_agent(&format!("a{number}"), slots, &[]);
-            cluster.agents.push(agent);
-        }
+        let mut cluster = Self::without_agents_in(farm, coordinators, |_| ());
+        cluster.add_agents(agents, slots);
         cluster
+    }
+
+    /// Starts agents with `slots` jobs each.
+    pub fn add_agents(&mut self, agents: usize, slots: usize) {
+        for number in 0..agents {
+            let agent = self.start_agent(&format!("a{number}"), slots, &[]);
+            self.agents.push(agent);
+        }
     }
 
     /// Starts `coordinators`, which are one group when this returns.
     pub fn without_agents(stead: &str, coordinators: usize) -> Self {
-        Self::without_agents_in(Farm::new(stead), coordinators)
+        Self::in_folders(stead, coordinators, |_| ())
     }
 
-    fn without_agents_in(farm: Farm, coordinators: usize) -> Self {
+    /// The same, with folders for the coordinators that the test makes.
+    pub fn in_folders(stead: &str, coordinators: usize, make_folder: fn(&Path)) -> Self {
+        Self::without_agents_in(Farm::new(stead), coordinators, make_folder)
+    }
+
+    fn without_agents_in(farm: Farm, coordinators: usize, make_folder: fn(&Path)) -> Self {
         let origin = farm.dir().join("origin");
-        let mut cluster = Self::found(farm, origin);
+        let mut cluster = Self::first_of(farm, origin, make_folder);
         for _ in 1..coordinators {
             cluster.add_coordinator();
         }
@@ -76,6 +94,10 @@ impl Cluster {
     /// Starts one coordinator, with nobody who may join it yet but by its tokens. It goes on
     /// from what is in the folder `c0`.
     pub fn found(farm: Farm, origin: PathBuf) -> Self {
+        Self::first_of(farm, origin, |_| ())
+    }
+
+    fn first_of(farm: Farm, origin: PathBuf, make_folder: fn(&Path)) -> Self {
         let mut cluster = Self {
             farm,
             origin,
@@ -84,6 +106,7 @@ impl Cluster {
             agents: Vec::new(),
             agent_token: String::new(),
             coordinator_token: String::new(),
+            make_folder,
         };
         cluster.add_coordinator();
         cluster.make_tokens();
@@ -110,14 +133,21 @@ impl Cluster {
 
     /// Starts one coordinator more, which joins the others; its number.
     pub fn add_coordinator(&mut self) -> usize {
-        let number = self.places.len();
+        let number = self.add_place();
+        self.start_coordinator(number);
+        number
+    }
+
+    /// A place for one coordinator more; its number.
+    pub fn add_place(&mut self) -> usize {
         // The address is this one's alone: nobody takes its port while it is away.
         let network = self.farm.network();
         let address =
             network.map_or_else(own_address, |network| network.address(&format!("c{number}")));
         self.places.push(Place { endpoint: format!("https://{address}:0") });
         self.coordinators.push(None);
-        self.start_coordinator(number);
+        let number = self.places.len() - 1;
+        (self.make_folder)(&self.folder(number));
         number
     }
 
@@ -130,6 +160,30 @@ impl Cluster {
     /// The same with another program, of another version.
     pub fn start_coordinator_as(&mut self, number: usize, program: &Path) {
         let name = format!("c{number}");
+        let before = self.farm.log(&name).matches(LISTENS).count();
+        let process = self.spawn_coordinator(number, program);
+        self.coordinators[number] = Some(process);
+        wait_for(&format!("coordinator {number} to listen"), || {
+            self.farm.log(&name).matches(LISTENS).count() > before
+        });
+        let log = self.farm.log(&name);
+        let said = log.lines().rev().find_map(|line| line.strip_prefix(LISTENS));
+        self.places[number].endpoint = format!("https://{}", said.expect("it said where"));
+    }
+
+    /// Starts a coordinator that is to end by itself; what it says of that.
+    pub fn coordinator_fails(&mut self, number: usize, program: &Path) -> String {
+        let name = format!("c{number}");
+        let before = self.farm.log(&name).len();
+        let mut process = self.spawn_coordinator(number, program);
+        wait_for(&format!("coordinator {number} to give up"), || !process.is_running());
+        let (code, _) = process.finish();
+        assert_ne!(code, Some(0), "coordinator {number} ended well");
+        self.farm.log(&name).split_off(before)
+    }
+
+    fn spawn_coordinator(&self, number: usize, program: &Path) -> Process {
+        let name = format!("c{number}");
         let origin = self.origin.display().to_string();
         let listen = self.places[number].endpoint.clone();
         let mut args = vec!["coordinator", "--data-dir", &name, "--listen", &listen];
@@ -140,15 +194,12 @@ impl Cluster {
         if !others.is_empty() {
             args.extend(["--join", &join, "--token", &self.coordinator_token]);
         }
-        let before = self.farm.log(&name).matches(LISTENS).count();
-        let process = self.farm.spawn_as(program, &name, &args, false);
-        self.coordinators[number] = Some(process);
-        wait_for(&format!("coordinator {number} to listen"), || {
-            self.farm.log(&name).matches(LISTENS).count() > before
-        });
-        let log = self.farm.log(&name);
-        let said = log.lines().rev().find_map(|line| line.strip_prefix(LISTENS));
-        self.places[number].endpoint = format!("https://{}", said.expect("it said where"));
+        self.farm.spawn_as(program, &name, &args, false)
+    }
+
+    /// Where a coordinator has its data.
+    pub fn folder(&self, number: usize) -> PathBuf {
+        self.farm.dir().join(format!("c{number}"))
     }
 
     /// Kills a coordinator with -9.
@@ -174,7 +225,7 @@ impl Cluster {
     /// The next start of this coordinator, which is not running, finds an empty disk.
     pub fn wipe(&mut self, number: usize) {
         assert!(self.coordinators[number].is_none(), "it runs");
-        let folder = self.farm.dir().join(format!("c{number}"));
+        let folder = self.folder(number);
         std::fs::remove_dir_all(folder).expect("wipe the folder");
     }
 
@@ -191,9 +242,9 @@ impl Cluster {
         leader.expect("waited for it")
     }
 
-    /// Waits until every coordinator that was started votes, and is up to date.
+    /// Waits until every coordinator that runs votes, and is up to date.
     pub fn wait_until_whole(&self) {
-        let count = self.coordinators.len();
+        let count = self.coordinators.iter().flatten().count();
         let mut last = Value::Null;
         wait_for(&format!("{count} voters"), || {
             last = self.status();
@@ -231,6 +282,11 @@ impl Cluster {
     /// The same, with how it ended.
     pub fn output(&self, args: &[&str]) -> Output {
         self.farm.stead(&[args, &["--context", CONTEXT]].concat())
+    }
+
+    /// What would do the same, for a thread beside the test's.
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.farm.command("client", self.farm.program(), &[args, &["--context", CONTEXT]].concat())
     }
 
     /// The same in the background; what it prints is kept if `capture`.
@@ -286,6 +342,17 @@ impl Cluster {
         let args = ["login", "--token", &token, "--coordinator", &endpoints, "--context", CONTEXT];
         let out = self.farm.stead(&args);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// What a coordinator of the next version is answered when it proposes what this one
+    /// does not know.
+    pub fn probe(&self, number: usize) -> String {
+        let path = self.folder(number).join(PROBES);
+        let caller = UnixStream::connect(&path);
+        let mut caller = caller.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut text = String::new();
+        caller.read_to_string(&mut text).expect("an answer");
+        text
     }
 
     /// What the coordinators and agents said, the ends of it.

@@ -3,7 +3,10 @@
 
 pub mod cluster;
 pub mod farm;
+pub mod jobs;
 pub mod metadata;
 pub mod netns;
+pub mod other_version;
 pub mod replica_kit;
 pub mod sim;
+pub mod small_disk;

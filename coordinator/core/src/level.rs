@@ -14,9 +14,10 @@ use crate::state::State;
 /// The level that a new group has.
 const LEVEL_FIRST: u32 = 1;
 
-/// The newest level that this version knows. The one behind it is for tests of upgrades:
-/// what an old version is to a new one, this one is to that.
-pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-level") { 2 } else { LEVEL_FIRST };
+/// The newest level that this version knows. Replicas and coordinators are told it when they
+/// are made, so that the tests of upgrades can make some of the next version: what this
+/// one is to that, its predecessor was to this.
+pub const FEATURE_LEVEL: u32 = LEVEL_FIRST;
 
 impl Proposal {
     /// The level from which on it may be proposed.

@@ -100,7 +100,7 @@ pub enum Proposal {
     /// The leader's hash chain after the entry `index` of the log. It changes nothing; a
     /// replica that has another one stops.
     CompareChain { index: u64, chain: [u8; 32] },
-    /// Changes nothing. Of level 2, which no released version has: for tests of upgrades.
+    /// Changes nothing. Of level 2, which no released version knows: for tests of upgrades.
     Probe { note: String },
     /// A join token. Its secret stays with who asked for it.
     CreateToken { token: NewToken },

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steading_core::Proposal;
+use steading_core::{Proposal, Rejection};
 use steading_proto::v1::cluster_member::Role;
 use steading_proto::v1::cluster_server::Cluster;
 use steading_proto::{leader, v1};
@@ -74,6 +74,7 @@ impl Cluster for ClusterService {
             commit: status.commit,
             joint: status.membership.is_joint(),
             members: members.collect(),
+            feature_level: state.feature_level(),
         }))
     }
 
@@ -106,7 +107,15 @@ impl Cluster for ClusterService {
         }
         let v1::AdmitReplicaRequest { storage_id, endpoint, feature_level: level, .. } = request;
         let admit = Proposal::AdmitReplica { storage_id: storage_id.clone(), endpoint, level };
-        self.propose(admit).await?;
+        self.replica.propose(admit).await.map_err(|error| match error {
+            ProposeError::Rejected(Rejection::FeatureLevel { level, current }) => {
+                Status::failed_precondition(format!(
+                    "the group is at feature level {current}, and the version of this coordinator \
+                     knows no later one than {level}: start a later version"
+                ))
+            }
+            other => self.refused(other),
+        })?;
         let state = self.replica.view();
         let row = state.replica_by_storage(&storage_id);
         let row = row.ok_or_else(|| Status::aborted("the replica was removed meanwhile"))?;

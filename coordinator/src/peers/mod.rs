@@ -45,6 +45,8 @@ pub(crate) struct Me {
     pub(crate) endpoint: String,
     /// It shares no place for blobs with others.
     pub(crate) own_origin: bool,
+    /// The newest one that this version knows.
+    pub(crate) feature_level: u32,
     pub(crate) dialler: Dialler,
 }
 

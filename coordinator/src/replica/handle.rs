@@ -11,7 +11,7 @@ use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use tokio::sync::{oneshot, watch};
 
 use super::membership::Membership;
-use super::node::{GroupStatus, Staged, Standing};
+use super::node::{Bar, GroupStatus, Staged, Standing};
 use super::snapshot::{self, SnapshotError};
 use super::thread::{Input, Order};
 use super::vfs::RealFs;
@@ -109,10 +109,10 @@ impl Replica {
         }
     }
 
-    /// Whether this replica may be elected. One that leads and must not hands over.
-    pub fn set_may_lead(&self, may_lead: bool) {
+    /// Whether this replica had better not lead, for this reason. One that leads hands over.
+    pub fn bar(&self, why: Bar, barred: bool) {
         // Said again by whoever looks after it.
-        let _ = self.order(Order::MayLead(may_lead));
+        let _ = self.order(Order::Bar(why, barred));
     }
 
     /// Hands leadership to `to`, or to the member that is furthest, and returns once this

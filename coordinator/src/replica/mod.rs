@@ -39,7 +39,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use steading_core::{Effect, Proposal, Rejection, State};
+use steading_core::{Effect, FEATURE_LEVEL, Proposal, Rejection, State};
 use steading_model::codec::Encode;
 use steading_model::limits::PROPOSAL_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -50,7 +50,7 @@ pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined};
 pub use image::ImageError;
 pub(crate) use image::free_name;
 pub use membership::Membership;
-pub use node::{Cadence, GroupStatus, Progress, ReplicaError, Standing};
+pub use node::{Bar, Cadence, GroupStatus, Progress, ReplicaError, Standing};
 pub use open::StartError;
 pub(crate) use salvage::salvage;
 pub use snapshot::SnapshotError;
@@ -76,6 +76,8 @@ pub struct Options {
     /// Who an empty directory becomes in a group that admitted it; a group of its own
     /// where nobody is named.
     pub join: Option<Joined>,
+    /// The newest feature level that its version knows.
+    pub feature_level: u32,
 }
 
 impl Options {
@@ -83,14 +85,14 @@ impl Options {
     pub const fn server(dir: PathBuf) -> Self {
         let cadence =
             Cadence { checkpoint_entries: 10_000, checkpoint_ms: 30_000, snapshot_bytes: 64 << 20 };
-        Self { dir, segment_bytes: 64 << 20, cadence, join: None }
+        Self { dir, segment_bytes: 64 << 20, cadence, join: None, feature_level: FEATURE_LEVEL }
     }
 
     /// For one that lives in another program and starts often: small files.
     pub const fn embedded(dir: PathBuf) -> Self {
         let cadence =
             Cadence { checkpoint_entries: 10_000, checkpoint_ms: 30_000, snapshot_bytes: 16 << 20 };
-        Self { dir, segment_bytes: 4 << 20, cadence, join: None }
+        Self { dir, segment_bytes: 4 << 20, cadence, join: None, feature_level: FEATURE_LEVEL }
     }
 }
 
@@ -199,7 +201,9 @@ impl Replica {
             cadence: options.cadence,
             join: options.join,
         };
-        let open::Opened { node, keeper, identity } = open::open(&place, Box::new(store), random)?;
+        let opened = open::open(&place, Box::new(store), random)?;
+        let open::Opened { mut node, keeper, identity } = opened;
+        node.set_known_level(options.feature_level)?;
         let names = Names { joined: identity.names(), snapshots: keeper.snapshots.clone() };
 
         let (input, inputs) = sync_channel(QUEUE_MAX);

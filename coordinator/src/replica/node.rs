@@ -5,6 +5,7 @@
 //! leader sends may go out first; then entries and promises are written and
 //! synced; only then go answers to other members, and only then is anything applied.
 
+mod bars;
 mod compare;
 mod group;
 mod keeping;
@@ -24,6 +25,8 @@ use super::reads::{Reader_, Reads};
 use super::wal::{Position, WalError};
 use super::{ProposeError, slog_bridge};
 
+pub use bars::Bar;
+use bars::Bars;
 use compare::Chains;
 pub(crate) use group::{Ended, Staged};
 pub use group::{GroupStatus, Progress, Standing};
@@ -71,6 +74,11 @@ pub enum ReplicaError {
          join again with an empty directory; where all have stopped, only the leader differs: do the same with that one"
     )]
     Diverged { index: u64 },
+    #[error(
+        "the group is at feature level {level}, and this version knows no later one than {known}: start the version \
+         that ran here before, or a later one"
+    )]
+    Level { level: u32, known: u32 },
     #[error("raft wants snapshot {index}, which was not received")]
     NotReceived { index: u64 },
 }
@@ -133,7 +141,9 @@ pub(crate) struct Node {
     changes: BTreeMap<u64, (u64, Ended)>,
     /// A snapshot that was received, for the message that comes with it.
     staged: Option<Staged>,
-    may_lead: bool,
+    bars: Bars,
+    /// The newest feature level that this version knows.
+    known: u32,
     /// Why it cannot go on, found between two rounds.
     failed: Option<ReplicaError>,
     chains: Chains,
@@ -176,7 +186,8 @@ impl Node {
             leads: 0,
             changes: BTreeMap::new(),
             staged: None,
-            may_lead: true,
+            bars: Bars::default(),
+            known: FEATURE_LEVEL,
             failed: None,
             chains,
             keeping: Keeping::new(cadence, image_is_current),
@@ -189,6 +200,16 @@ impl Node {
 
     pub(crate) const fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Makes it a replica of the version that knows this feature level, and none that is later.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaError::Level`] if the group is further already.
+    pub(crate) fn set_known_level(&mut self, known: u32) -> Result<(), ReplicaError> {
+        self.known = known;
+        self.check_known(self.state.feature_level())
     }
 
     /// Packs a wave of encoded proposals into one entry. `clock` is the leader's.
@@ -331,7 +352,7 @@ impl Node {
 
     fn apply_wave(&mut self, entry: &Entry, output: &mut Output) -> Result<(), ReplicaError> {
         let undecodable = |source| ReplicaError::Entry { index: entry.index, source };
-        let (now, proposals) = decode_wave(&entry.data).map_err(undecodable)?;
+        let (now, proposals) = decode_wave(&entry.data, self.known).map_err(undecodable)?;
         self.now = self.now.max(now);
         #[cfg(feature = "testkit")]
         output.waves.push((entry.index, now, proposals.clone()));
@@ -339,6 +360,9 @@ impl Node {
         let mut outcomes: Vec<Result<Vec<Effect>, Rejection>> = Vec::new();
         for proposal in proposals {
             self.compare(&proposal)?;
+            if let Proposal::SetFeatureLevel { level } = proposal {
+                self.check_known(level)?;
+            }
             let outcome = self.state.apply(now, proposal);
             // Those of earlier entries are derived again for a new leader.
             if self.leads != 0
@@ -358,6 +382,12 @@ impl Node {
             output.answers.extend(waiters.into_iter().map(gone));
         }
         Ok(())
+    }
+
+    /// What is refused from a later level on would have to be understood.
+    fn check_known(&self, level: u32) -> Result<(), ReplicaError> {
+        let known = self.known;
+        if level > known { Err(ReplicaError::Level { level, known }) } else { Ok(()) }
     }
 
     fn ask_reads(&mut self, output: &mut Output) {
@@ -381,14 +411,18 @@ impl Node {
     }
 }
 
-pub(super) fn decode_wave(data: &[u8]) -> Result<(Timestamp, Vec<Proposal>), DecodeError> {
+/// `known`: the newest feature level of which proposals are understood.
+pub(super) fn decode_wave(
+    data: &[u8],
+    known: u32,
+) -> Result<(Timestamp, Vec<Proposal>), DecodeError> {
     let mut reader = Reader::new(data);
     if u64::decode(&mut reader)? != WAVE_FORMAT {
         return Err(DecodeError::Invalid("format of an entry"));
     }
     let now = Timestamp::decode(&mut reader)?;
     let proposals: Vec<Proposal> = Vec::decode(&mut reader)?;
-    if proposals.iter().any(|proposal| proposal.feature_level() > FEATURE_LEVEL) {
+    if proposals.iter().any(|proposal| proposal.feature_level() > known) {
         return Err(DecodeError::Invalid("feature level of a proposal"));
     }
     if reader.is_empty() { Ok((now, proposals)) } else { Err(DecodeError::Trailing(1)) }

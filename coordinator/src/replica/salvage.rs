@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use steading_core::State;
+use steading_core::{FEATURE_LEVEL, State};
 
 use super::identity::{Identity, IdentityError};
 use super::image::Image;
@@ -73,7 +73,7 @@ pub(crate) fn salvage(dir: &Path, segment_bytes: u64) -> Result<Salvaged, StartE
             continue;
         }
         let undecodable = |source| ReplicaError::Entry { index: at.index, source };
-        let (now, proposals) = decode_wave(&data).map_err(undecodable)?;
+        let (now, proposals) = decode_wave(&data, FEATURE_LEVEL).map_err(undecodable)?;
         for proposal in proposals {
             // Refused ones change nothing.
             let _ = state.apply(now, proposal);

@@ -112,12 +112,41 @@ fn a_replica_that_differs_from_the_leader_stops() {
     assert!(matches!(error, ReplicaError::Diverged { index: 2 }), "{error}");
 }
 
-#[cfg(not(feature = "next-level"))]
 #[test]
 fn a_kind_of_a_later_level_stops_a_replica_instead_of_being_skipped() {
     let mut replica = on_a_simulated_disk();
     let error = replica.propose(&[vec![Proposal::Probe { note: "new".into() }]]).unwrap_err();
     assert!(matches!(error, ReplicaError::Entry { index: 3, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_older_version_does_not_go_on_from_a_later_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let next = Options { feature_level: 2, ..options(dir.path()) };
+    let Started { replica, thread, .. } = Replica::start(next).unwrap();
+    let probe = || Proposal::Probe { note: "new".into() };
+    let refused = replica.propose(probe()).await;
+    assert!(matches!(refused, Err(ProposeError::Rejected(_))), "{refused:?}");
+    let me = Proposal::UpdateReplica {
+        replica: replica.id(),
+        storage_id: replica.storage_id().to_owned(),
+        endpoint: "https://a:1".into(),
+        level: 2,
+    };
+    replica.propose(me).await.unwrap();
+    let mut changes = replica.changes();
+    changes.wait_for(|_| replica.view().feature_level() == 2).await.unwrap();
+    replica.propose(probe()).await.unwrap();
+    stop(&replica, thread).await;
+
+    let why = match Replica::start(options(dir.path())) {
+        // Only the log knows.
+        Ok(Started { thread, .. }) => {
+            tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap_err().to_string()
+        }
+        Err(error) => error.to_string(),
+    };
+    assert!(why.contains("the group is at feature level 2"), "{why}");
 }
 
 fn on_a_simulated_disk() -> StepReplica {

@@ -18,7 +18,7 @@ use super::identity::DirLock;
 use super::keeper::{Job, Keeper, Kept};
 use super::membership::Membership;
 use super::node::{
-    Ended, GroupStatus, Node, Output, ReplicaError, Staged, Standing, TICK_MS, Waiter,
+    Bar, Ended, GroupStatus, Node, Output, ReplicaError, Staged, Standing, TICK_MS, Waiter,
 };
 use super::reads::Reader_;
 use super::{Notice, ProposeError};
@@ -68,7 +68,7 @@ pub(crate) enum Order {
     Unreachable(u64),
     SnapshotSent(u64, bool),
     Transfer(Option<u64>),
-    MayLead(bool),
+    Bar(Bar, bool),
     Change(ConfChangeV2, Ended),
     Status(oneshot::Sender<GroupStatus>),
 }
@@ -268,7 +268,7 @@ impl Thread {
             Order::Transfer(to) => {
                 self.node.transfer(to);
             }
-            Order::MayLead(may_lead) => self.node.set_may_lead(may_lead),
+            Order::Bar(why, barred) => self.node.bar(why, barred),
             Order::Change(change, ended) => self.node.change_members(&change, ended, output),
             Order::Status(asker) => {
                 // Who does not wait any more does not want to know.

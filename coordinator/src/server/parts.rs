@@ -94,6 +94,7 @@ pub(super) fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Op
     let options = Options {
         segment_bytes: config.segment_bytes,
         join: joined,
+        feature_level: config.feature_level,
         ..Options::server(dir.join("replica"))
     };
     let Started { replica, thread, notices, outbound } =
@@ -163,6 +164,7 @@ fn me(config: &Config, replica: &Replica, secured: &Secured) -> Option<Me> {
         id: replica.id(),
         storage_id: replica.storage_id().to_owned(),
         own_origin: !config.shares_origin(),
+        feature_level: config.feature_level,
         dialler: Dialler { secured: secured.clone(), identity: None },
     })
 }

@@ -199,11 +199,12 @@ fn as_text(status: &v1::ClusterStatus) -> String {
     let voters = status.members.iter().filter(|member| member.role() == Role::Voter).count();
     let joint = if status.joint { ", its members are being changed" } else { "" };
     format!(
-        "cluster {}: {}, term {}, commit {}{joint}\n{}",
+        "cluster {}: {}, term {}, commit {}, feature level {}{joint}\n{}",
         clean(&status.cluster_id),
         count(voters as u64, "voter"),
         status.term,
         status.commit,
+        status.feature_level,
         table(&rows)
     )
 }
@@ -235,6 +236,7 @@ fn as_json(status: &v1::ClusterStatus) -> String {
         "term": status.term,
         "commit": status.commit,
         "joint": status.joint,
+        "feature_level": status.feature_level,
         "members": members,
     })
     .to_string()
@@ -260,7 +262,7 @@ mod tests {
         let status = group();
         assert_eq!(
             as_text(&status),
-            "cluster c0ffee: 2 voters, term 4, commit 900\n\
+            "cluster c0ffee: 2 voters, term 4, commit 900, feature level 1\n\
              ID  ROLE     ENDPOINT            BEHIND  ANSWERED  CLOCK  LEVEL\n\
              1   voter    http://127.0.0.1:1  1       12ms ago  -3ms   1\n\
              2   leader   http://127.0.0.1:2  -       -         -      1\n\
@@ -293,6 +295,7 @@ mod tests {
             term: 4,
             commit: 900,
             joint: false,
+            feature_level: 1,
             members: vec![
                 v1::ClusterMember { lag: 1, silent_ms: 12, clock_ahead_ms: -3, ..member(1) },
                 v1::ClusterMember { leader: true, ..member(2) },

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::Edition;
 use crate::args;
 use crate::exit::{Ended, Failure};
 use crate::out;
@@ -33,7 +34,7 @@ const DATA_DIR_MODE: u32 = 0o750;
 /// # Errors
 ///
 /// [`Failure`] for an address that may not be listened on, and where it cannot start.
-pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
+pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Failure> {
     let addresses: Vec<Address> = args
         .listen
         .iter()
@@ -45,7 +46,8 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
     make_data_dir(&data_dir)?;
     open_as_many_files_as_allowed();
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let mut config = Config::new(data_dir);
+    let mut config = Config::new(&data_dir);
+    config.feature_level = edition.feature_level;
     config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
     config.advertise = args.advertise;
     config.join = args.join;
@@ -58,6 +60,7 @@ pub async fn run(args: args::Coordinator) -> Result<Ended, Failure> {
         listeners.push((endpoint, listener));
     }
     let coordinator = Arc::new(Coordinator::start(config).await?);
+    (edition.started)(&coordinator, &data_dir);
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
     for (endpoint, listener) in listeners {

@@ -43,9 +43,12 @@ mod text;
 mod token;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use steading_coordinator::Coordinator;
+use steading_core::FEATURE_LEVEL;
 
 use crate::args::{ArtifactsVerb, Cli, Verb};
 use crate::exit::{Ended, Failure};
@@ -53,8 +56,28 @@ use crate::exit::{Ended, Failure};
 /// Threads that move bytes. What computes or waits for the disk has its own.
 const RUNTIME_THREADS: usize = 2;
 
-/// Runs the program: the hidden sub-commands of supervisor and sandbox, or a verb.
+/// What a program made of this library is, besides what its arguments say. There is one
+/// released; tests of upgrades have programs of the next version, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Edition {
+    /// The newest feature level that its coordinators know.
+    pub feature_level: u32,
+    /// Told of every coordinator that it started, and where its data is.
+    pub started: fn(&Coordinator, &Path),
+}
+
+impl Edition {
+    /// This version.
+    pub const CURRENT: Self = Self { feature_level: FEATURE_LEVEL, started: |_, _| () };
+}
+
+/// Runs the program of this version.
 pub fn main() -> ExitCode {
+    main_of(Edition::CURRENT)
+}
+
+/// Runs the program: the hidden sub-commands of supervisor and sandbox, or a verb.
+pub fn main_of(edition: Edition) -> ExitCode {
     // Before anything else: these must be the only thread of their process.
     if let Some(code) = steading_agent::hidden_main(std::env::args_os()) {
         return code;
@@ -66,11 +89,11 @@ pub fn main() -> ExitCode {
     exit::code(match cli.verb {
         Verb::Lint(args) => lint::run(&args),
         Verb::Expr(args) => expr::run(&args),
-        verb => in_runtime(verb),
+        verb => in_runtime(verb, edition),
     })
 }
 
-fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
+fn in_runtime(verb: Verb, edition: Edition) -> Result<Ended, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
@@ -80,7 +103,7 @@ fn in_runtime(verb: Verb) -> Result<Ended, Failure> {
         // The futures are large, and a stack is not the place for them.
         match verb {
             Verb::Run(args) => Box::pin(run::run(args)).await,
-            Verb::Coordinator(args) => Box::pin(coordinator::run(args)).await,
+            Verb::Coordinator(args) => Box::pin(coordinator::run(args, edition)).await,
             Verb::Agent(args) => match (args.verb, args.serve) {
                 (Some(verb), _) => Box::pin(fleet::run(verb)).await,
                 (None, Some(serve)) => Box::pin(agent::run(serve)).await,

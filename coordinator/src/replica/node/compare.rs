@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use steading_core::{FEATURE_LEVEL, Proposal};
+use steading_core::Proposal;
 
 use super::{Node, ReplicaError};
 
@@ -48,8 +48,8 @@ impl Node {
             return None;
         }
         let (index, level) = (self.applied.index, self.state.feature_level());
-        let known = || self.state.feature_level_known().min(FEATURE_LEVEL);
-        if FEATURE_LEVEL > level && index > self.chains.raised && known() > level {
+        let known = || self.state.feature_level_known().min(self.known);
+        if self.known > level && index > self.chains.raised && known() > level {
             let level = known();
             self.chains.raised = index;
             return Some(Proposal::SetFeatureLevel { level });

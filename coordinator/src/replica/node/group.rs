@@ -17,7 +17,7 @@ use super::super::ProposeError;
 use super::super::membership::Membership;
 use super::super::snapshot::Header;
 use super::super::wal::Position;
-use super::{Chains, ELECTION_TICKS, Node, Output, ReplicaError};
+use super::{Bar, Chains, ELECTION_TICKS, Node, Output, ReplicaError};
 
 /// Is told how a change of the members ended.
 pub(crate) type Ended = oneshot::Sender<Result<(), ProposeError>>;
@@ -127,7 +127,8 @@ impl Node {
         self.ticks += 1;
         self.raw.tick();
         let raft = &mut self.raw.raft;
-        if !self.may_lead && raft.state != StateRole::Leader {
+        let leaderless = raft.election_elapsed > ELECTION_TICKS;
+        if raft.state != StateRole::Leader && self.bars.hold_back(leaderless) {
             // Patient, but not so that it would refuse others their votes: between the
             // shortest election timeout and its own.
             raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
@@ -161,7 +162,7 @@ impl Node {
             MessageType::MsgSnapshot => return,
             // Clients' proposals travel by other means; members have none of their own.
             MessageType::MsgPropose | MessageType::MsgTransferLeader => return,
-            MessageType::MsgTimeoutNow if !self.may_lead => return,
+            MessageType::MsgTimeoutNow if self.bars.any() => return,
             MessageType::MsgHeartbeat if message.term >= raft.term => {
                 let (leader, commit) = (message.from, message.commit);
                 let last = raft.raft_log.last_index();
@@ -239,22 +240,34 @@ impl Node {
 
     /// The voter that has most of the log, of those that were heard of lately.
     fn successor(&self) -> Option<u64> {
+        self.successors().first().copied()
+    }
+
+    /// The voters that were heard of lately, as a leader knows; who has most of the log first.
+    fn successors(&self) -> Vec<u64> {
         let raft = &self.raw.raft;
         if raft.state != StateRole::Leader {
-            return None;
+            return Vec::new();
         }
         let membership = self.membership();
         let others = raft.prs().iter().filter(|(id, progress)| {
             **id != raft.id && progress.recent_active && membership.votes(**id)
         });
-        others.max_by_key(|(id, progress)| (progress.matched, **id)).map(|(id, _)| *id)
+        let mut others: Vec<_> = others.map(|(id, progress)| (progress.matched, *id)).collect();
+        others.sort_unstable_by(|one, two| two.cmp(one));
+        others.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Whether it may be elected. One that must not and leads hands leadership over.
-    pub(crate) fn set_may_lead(&mut self, may_lead: bool) {
-        self.may_lead = may_lead;
-        if !may_lead {
-            self.transfer(None);
+    /// Whether it had better not lead, for this reason. One that leads hands over: each time
+    /// that it is said to another, for who is to take over may be barred itself.
+    pub(crate) fn bar(&mut self, why: Bar, barred: bool) {
+        self.bars.set(why, barred);
+        if !barred || self.raw.raft.lead_transferee.is_some() {
+            return;
+        }
+        let others = self.successors();
+        if let Some(to) = self.bars.next_of(&others) {
+            self.transfer(Some(to));
         }
     }
 
@@ -361,7 +374,10 @@ impl Node {
         let wanted = snapshot.get_metadata();
         let at = Position { index: wanted.index, term: wanted.term };
         match staged.filter(|staged| staged.header.at == at) {
-            Some(staged) => Ok(Some(staged)),
+            Some(staged) => {
+                self.check_known(staged.state.feature_level())?;
+                Ok(Some(staged))
+            }
             None => Err(ReplicaError::NotReceived { index: at.index }),
         }
     }
