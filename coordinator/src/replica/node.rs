@@ -135,6 +135,8 @@ pub(crate) struct Node {
     reads: Reads,
     /// Ticks so far.
     ticks: u64,
+    /// By member: the tick at which it was last heard.
+    heard: BTreeMap<u64, u64>,
     /// The term that it leads, with everything before it applied; 0 for none.
     leads: u64,
     /// Who waits for a change of the members, by index and term.
@@ -183,6 +185,7 @@ impl Node {
             waiters: BTreeMap::new(),
             reads: Reads::new(replica),
             ticks: 0,
+            heard: BTreeMap::new(),
             leads: 0,
             changes: BTreeMap::new(),
             staged: None,

@@ -109,7 +109,7 @@ impl Node {
         let raft = &self.raw.raft;
         let leads = raft.state == StateRole::Leader;
         let progress = raft.prs().iter().filter(|_| leads).map(|(id, progress)| {
-            let active = *id == raft.id || progress.recent_active;
+            let active = *id == raft.id || self.is_heard(*id);
             (*id, Progress { matched: progress.matched, active })
         });
         GroupStatus {
@@ -206,8 +206,17 @@ impl Node {
         Ok(())
     }
 
+    /// Whether it said something within the last election timeout. Raft forgets whom it
+    /// heard of whenever it counts them, so that for a moment nobody seems to be there.
+    fn is_heard(&self, id: u64) -> bool {
+        self.heard.get(&id).is_some_and(|at| self.ticks <= at + ELECTION_TICKS as u64)
+    }
+
     fn deliver(&mut self, message: Message) {
         let (from, kind) = (message.from, message.get_msg_type());
+        if self.raw.raft.prs().get(from).is_some() {
+            self.heard.insert(from, self.ticks);
+        }
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(from, ?kind, %error, "a message was not taken");
         }
@@ -250,9 +259,10 @@ impl Node {
             return Vec::new();
         }
         let membership = self.membership();
-        let others = raft.prs().iter().filter(|(id, progress)| {
-            **id != raft.id && progress.recent_active && membership.votes(**id)
-        });
+        let others = raft
+            .prs()
+            .iter()
+            .filter(|(id, _)| **id != raft.id && self.is_heard(**id) && membership.votes(**id));
         let mut others: Vec<_> = others.map(|(id, progress)| (progress.matched, *id)).collect();
         others.sort_unstable_by(|one, two| two.cmp(one));
         others.into_iter().map(|(_, id)| id).collect()
