@@ -119,6 +119,8 @@ fn members_are_replaced_one_after_another_under_load() {
     }
     // Nobody is left whom agents were told of when they were started.
     farm.log_in();
+    // Nor a client under way that knows the old ones only: one ends, and another.
+    load.wait_for(&farm, 2);
     farm.kill_9(0);
     load.wait_for(&farm, 3);
     farm.start_coordinator(0);
