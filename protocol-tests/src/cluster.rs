@@ -140,13 +140,13 @@ impl Cluster {
 
     /// A place for one coordinator more; its number.
     pub fn add_place(&mut self) -> usize {
+        let number = self.places.len();
         // The address is this one's alone: nobody takes its port while it is away.
         let network = self.farm.network();
         let address =
             network.map_or_else(own_address, |network| network.address(&format!("c{number}")));
         self.places.push(Place { endpoint: format!("https://{address}:0") });
         self.coordinators.push(None);
-        let number = self.places.len() - 1;
         (self.make_folder)(&self.folder(number));
         number
     }
