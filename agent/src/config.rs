@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use steading_cas::Store;
 use steading_model::Resources;
 
+use crate::limits;
 use crate::preemption::Preemption;
 
 /// One agent. All required: whoever composes the process knows better defaults.
@@ -30,6 +31,8 @@ pub struct Config {
     pub user: RunAs,
     /// Zone, machine type, and what else is to be known of the machine.
     pub properties: BTreeMap<String, String>,
+    /// What jobs are held to; none: nothing, as on a person's own machine.
+    pub limits: Option<limits::Setting>,
     /// Who says that the machine is about to go.
     pub preemption: Preemption,
     /// How long after a notice the machine is still there, milliseconds.

@@ -9,6 +9,7 @@ mod config;
 mod connect;
 mod hidden;
 mod identity;
+pub mod limits;
 pub mod logs;
 pub mod preemption;
 pub mod process;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use steading_agent::limits;
 use steading_agent::preemption::Preemption;
 use steading_agent::uids::{self, Uids};
 use steading_agent::{BlobsSetting, Cluster, Config, LEAVE_WINDOW_MS_DEFAULT, RunAs, dial};
@@ -44,6 +45,9 @@ struct Arguments {
     /// Jobs to run at once; the number of processors unless given.
     #[arg(long)]
     slots: Option<u32>,
+    /// Processes and threads that one job may have at once.
+    #[arg(long, default_value_t = limits::PROCESSES_DEFAULT)]
+    processes_per_job: u32,
     /// Where everything is kept.
     #[arg(long)]
     data_dir: PathBuf,
@@ -158,6 +162,7 @@ fn config(arguments: Arguments) -> anyhow::Result<(Config, Option<Uids>)> {
         labels: arguments.labels,
         slots,
         leases_ahead: 0,
+        limits: Some(limits::Setting { processes: arguments.processes_per_job }),
         resources: Resources { cpu_milli: processors * 1000, memory_mib: memory_mib() },
         data_dir: arguments.data_dir,
         blobs: BlobsSetting::Own { bytes_max: arguments.store_gib << 30 },

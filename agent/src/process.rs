@@ -30,6 +30,10 @@ pub struct Exit {
     pub cancelled: bool,
     /// The lease was over for so long that the whole tree was killed.
     pub fenced: bool,
+    /// The kernel killed processes meanwhile for want of memory, of which there may be so
+    /// much, MiB; 0: as much as there is.
+    #[serde(default)]
+    pub out_of_memory_mib: Option<u64>,
 }
 
 impl Exit {

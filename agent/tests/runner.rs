@@ -270,7 +270,7 @@ impl Job {
         let workspace = Workspace::create(slot.clone(), None).unwrap();
         let logs = JobLogs::new(dir.path().join("logs"));
         let program = [env!("CARGO_BIN_EXE_steading-agent").to_owned()];
-        let mut supervisor = Supervisor::start(&program, &[], false).unwrap();
+        let mut supervisor = Supervisor::start(&program, &[], &Default::default()).unwrap();
         let channel = tonic::transport::Endpoint::from_static("http://[::1]:1").connect_lazy();
         let actions = Actions::Local(ActionCache::open(&store).unwrap());
         let blobs = Blobs::Local(store);
@@ -339,6 +339,8 @@ fn job(steps: Vec<StepSpec>) -> Job {
         default_shell: None,
         default_working_directory: None,
         timeout_ms: 60_000,
+        cpu_milli: 0,
+        memory_mib: 0,
     };
     Job { spec, secrets: BTreeMap::new(), cancel_when: None, home: None }
 }

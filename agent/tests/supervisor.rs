@@ -203,7 +203,7 @@ async fn run_in(
 
 fn start() -> Supervisor {
     let program = [env!("CARGO_BIN_EXE_steading-agent").to_owned()];
-    Supervisor::start(&program, &[], false).unwrap()
+    Supervisor::start(&program, &[], &Default::default()).unwrap()
 }
 
 fn shell(script: &str) -> Command {

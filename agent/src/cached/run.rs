@@ -266,7 +266,8 @@ impl Step<'_, '_, '_> {
             execute(self.context, self.request, &self.key, &self.support, log, cancel).await?;
         let mut ran = self.ended(executed.exit);
         let exit = executed.exit;
-        if exit.cancelled || exit.timed_out || exit.fenced {
+        let out_of_memory = exit.out_of_memory_mib.is_some() && !exit.succeeded();
+        if exit.cancelled || exit.timed_out || exit.fenced || out_of_memory {
             return Ok((ran, Left::Nothing));
         }
         self.judge(&executed, &mut ran)?;

@@ -129,6 +129,12 @@ pub(super) async fn execute(
         output.error(error);
         end.fail(error.clone());
     }
+    if let Some(exit) = end.exit.filter(Exit::succeeded)
+        && let Some(limit_mib) = exit.out_of_memory_mib
+    {
+        let what = out_of_memory(limit_mib);
+        output.line(&format!("##[warning]a process was killed, and the step went on: {what}"));
+    }
     if end.outcome == Conclusion::Failure && end.exit.is_none_or(|exit| exit.succeeded()) {
         output.error(&end.message);
     }
@@ -253,6 +259,9 @@ pub(super) fn end_of(exit: Exit, timeout: Option<Duration>) -> StepEnd {
     } else if exit.fenced {
         let class = Some(FailureClass::AgentLost);
         StepEnd { class, lost: true, ..StepEnd::failure("the lease was over for too long") }
+    } else if let Some(limit_mib) = exit.out_of_memory_mib {
+        let class = Some(FailureClass::Oom);
+        StepEnd { class, ..StepEnd::failure(out_of_memory(limit_mib)) }
     } else {
         match (exit.code, exit.signal) {
             (Some(code), _) => StepEnd::failure(format!("exit code {code}")),
@@ -262,6 +271,16 @@ pub(super) fn end_of(exit: Exit, timeout: Option<Duration>) -> StepEnd {
     };
     end.exit = Some(exit);
     end
+}
+
+fn out_of_memory(limit_mib: u64) -> String {
+    match limit_mib {
+        0 => "out of memory: the machine has no more".to_owned(),
+        mib => format!(
+            "out of memory: the job may use {mib} MiB; ask for more with \
+             `x-steading: {{resources: {{memory: …}}}}`"
+        ),
+    }
 }
 
 fn signal_name(number: i32) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steading_cas::BlobsError;
-use steading_model::{Conclusion, Digest, FailureClass};
+use steading_model::{Conclusion, Digest, FailureClass, Resources};
 use steading_pipeline::job::{JobResult, JobSpec};
 use steading_proto::v1;
 use tokio::sync::SemaphorePermit;
@@ -130,9 +130,12 @@ async fn execute(
         }
         Err(error) => return failed(FailureClass::Config, error),
     };
+    let asked = Resources { cpu_milli: job.spec.cpu_milli, memory_mib: job.spec.memory_mib };
+    agent.limits.set(index, asked, agent.config.resources, agent.config.slots.max(1));
+    let confinement = agent.limits.confinement(index, user.is_none());
     let start = || {
         let marks = [(TRACKING_VARIABLE.to_owned(), agent.home.tracking(index))];
-        Supervisor::start(&agent.config.program, &marks, user.is_some())
+        Supervisor::start(&agent.config.program, &marks, &confinement)
     };
     let supervisor = match slot.supervisor(start) {
         Ok(supervisor) => supervisor,

@@ -25,6 +25,7 @@ use crate::blocking::blocking;
 use crate::cached::platform::Platform;
 use crate::cluster::Cluster;
 use crate::config::{BlobsSetting, Config};
+use crate::limits::Limits;
 use crate::workspace::Workspace;
 use departure::Departure;
 use held::AllHeld;
@@ -64,6 +65,7 @@ struct Agent {
     agents: Agents,
     held: AllHeld,
     slots: Slots,
+    limits: Limits,
     progress: mpsc::Sender<(v1::Lease, v1::StepProgress)>,
     has_bash: bool,
     departure: Departure,
@@ -100,6 +102,7 @@ pub async fn run_until(
 ) -> anyhow::Result<()> {
     let home = Home::take(&config).await?;
     let blobs = open_blobs(&config, &cluster).await?;
+    let limits = take_limits(&config).await?;
     let (progress, mut reports) = mpsc::channel(PROGRESS_MAX);
     let agent = Arc::new(Agent {
         slots: Slots::new(config.slots.max(1)),
@@ -108,6 +111,7 @@ pub async fn run_until(
         actions: open_actions(&config, &cluster)?,
         agents: Agents::new(cluster.clone()),
         held: AllHeld::default(),
+        limits,
         config,
         home,
         blobs,
@@ -257,6 +261,7 @@ impl Agent {
             attempts.shutdown().await;
         }
         self.slots.stop().await;
+        self.limits.leave();
         self.home.leave();
     }
 
@@ -305,6 +310,12 @@ fn inherited(config: &Config) -> BTreeMap<String, String> {
     }
     environment.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
     environment
+}
+
+async fn take_limits(config: &Config) -> anyhow::Result<Limits> {
+    let (setting, slots) = (config.limits, config.slots.max(1));
+    let (own_user, program) = (config.user.of_slot(0).is_none(), config.program.clone());
+    Ok(blocking(move || Limits::take(setting, slots, own_user, &program)).await?)
 }
 
 fn open_actions(config: &Config, cluster: &Cluster) -> anyhow::Result<Actions> {

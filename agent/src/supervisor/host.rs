@@ -4,10 +4,11 @@
 //! kills them; when the lease is over it stops them until the agent brings a new
 //! deadline; so they never outlive the right to run, whatever happens to the agent.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,7 +24,7 @@ use steading_model::limits::{FROZEN_MS_MAX, KILL_GRACE_MS};
 
 use super::clock::boottime_ms;
 use super::frames::{FrameBuffer, NotStarted, OUTPUT_FRAME_BYTES_MAX, Order, Report};
-use super::system::{Piece, kill_everything, read_some, reap_one, set_nonblocking, spawn};
+use super::system::{Piece, kill_everything, limit, read_some, reap_one, set_nonblocking, spawn};
 use super::tree::{descendants, signal_all, stop_all};
 use crate::process::{Command, Exit};
 
@@ -39,10 +40,26 @@ const LAST_WORDS_BYTES_MAX: usize = 1 << 20;
 /// while the machine sleeps, the deadline's does not.
 const DEADLINE_POLL_MS_MAX: u64 = 500;
 
-/// Runs the supervisor until the agent closes its pipe. `restrict`: nothing that it
-/// starts may gain privileges.
-pub(super) fn main(restrict: bool) -> ExitCode {
-    match Host::prepare(restrict).and_then(|mut host| host.serve()) {
+/// By how much rather a job's process is killed for want of memory than its supervisor,
+/// which is in the same control group.
+const OOM_SCORE: &str = "500";
+
+const OOM_SCORE_FILE: &str = "/proc/self/oom_score_adj";
+
+/// What the agent wants of a supervisor from the beginning.
+#[derive(Debug, Default)]
+pub(super) struct Options {
+    /// Nothing that it starts may gain privileges.
+    pub(super) restrict: bool,
+    /// `cgroup.procs` of the groups that it joins.
+    pub(super) groups: Vec<PathBuf>,
+    /// Most processes of the user that its processes run as.
+    pub(super) processes: Option<u64>,
+}
+
+/// Runs the supervisor until the agent closes its pipe.
+pub(super) fn main(options: &Options) -> ExitCode {
+    match Host::prepare(options).and_then(|mut host| host.serve()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             kill_everything(None);
@@ -68,6 +85,8 @@ struct Host {
     /// On CLOCK_BOOTTIME; none while no lease holds the tree.
     deadline_ms: Option<u64>,
     frozen_since_ms: Option<u64>,
+    /// Its own inclination to be killed for want of memory, where it shares that with jobs.
+    oom_score: Option<String>,
 }
 
 struct Running {
@@ -84,12 +103,22 @@ struct Stopping {
 }
 
 impl Host {
-    fn prepare(restrict: bool) -> io::Result<Self> {
+    fn prepare(options: &Options) -> io::Result<Self> {
+        for path in &options.groups {
+            fs::write(path, "0").map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot join `{}`: {error}", path.display()))
+            })?;
+        }
+        if let Some(processes) = options.processes {
+            limit(processes)?;
+        }
+        let shares = !options.groups.is_empty();
+        let oom_score = shares.then(|| fs::read_to_string(OOM_SCORE_FILE).ok()).flatten();
         // A session of its own: the terminal's signals are for the agent, and steps
         // have no terminal to read from.
         let _ = nix::unistd::setsid();
         prctl::set_child_subreaper(true)?;
-        if restrict {
+        if options.restrict {
             prctl::set_no_new_privs()?;
         }
         // Caught and not ignored: what is ignored (or blocked) stays so in the
@@ -117,6 +146,7 @@ impl Host {
             strays: Vec::new(),
             deadline_ms: None,
             frozen_since_ms: None,
+            oom_score,
         })
     }
 
@@ -239,7 +269,15 @@ impl Host {
     }
 
     fn start(&mut self, command: &Command) {
-        match spawn(command) {
+        // Born with it: a process that is told later may have children by then.
+        if self.oom_score.is_some() {
+            let _ = fs::write(OOM_SCORE_FILE, OOM_SCORE);
+        }
+        let spawned = spawn(command);
+        if let Some(own) = &self.oom_score {
+            let _ = fs::write(OOM_SCORE_FILE, own);
+        }
+        match spawned {
             Ok((pid, pipe)) => {
                 let timeout_ms = command.timeout.map(|timeout| timeout.as_millis() as u64);
                 self.running = Some(Running {

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use clock::boottime_ms;
 use frames::{FrameBuffer, Order, Report};
 
+use crate::limits::{Confinement, SlotGroup};
 use crate::process::{Command, Exit, OutputSink, SupervisorError};
 
 /// The hidden sub-command that starts the supervisor process.
@@ -30,9 +31,25 @@ pub const SUB_COMMAND: &str = "__supervisor";
 /// After [`SUB_COMMAND`]: nothing that is started may gain privileges (set-uid).
 const RESTRICT_FLAG: &str = "--no-new-privileges";
 
+/// Before the path of a `cgroup.procs`: it joins that group, may be said several times.
+pub(crate) const GROUP_FLAG: &str = "--group=";
+
+/// Before a number: most processes of the user that its processes run as.
+const PROCESSES_FLAG: &str = "--processes=";
+
 /// The body of the hidden sub-command.
 pub(crate) fn main(arguments: &[std::ffi::OsString]) -> ExitCode {
-    host::main(arguments.iter().any(|argument| argument == RESTRICT_FLAG))
+    let mut options = host::Options::default();
+    for argument in arguments.iter().filter_map(|argument| argument.to_str()) {
+        if argument == RESTRICT_FLAG {
+            options.restrict = true;
+        } else if let Some(path) = argument.strip_prefix(GROUP_FLAG) {
+            options.groups.push(path.into());
+        } else if let Some(number) = argument.strip_prefix(PROCESSES_FLAG) {
+            options.processes = number.parse().ok();
+        }
+    }
+    host::main(&options)
 }
 
 /// The agent's end of one supervisor process. Dropping it kills what runs under it.
@@ -46,6 +63,8 @@ pub struct Supervisor {
     buffer: Vec<u8>,
     /// Something was started since the last end of a job.
     ran: bool,
+    /// That its processes are in.
+    group: Option<SlotGroup>,
 }
 
 /// Tells a supervisor about its lease while it runs something. Cloned freely.
@@ -88,8 +107,7 @@ impl LeaseHandle {
 
 impl Supervisor {
     /// Starts the process. `program` is how to start this program again, without the
-    /// sub-command; `environment` is added to the supervisor's own, to tell it apart;
-    /// `restrict`: nothing that it starts may gain privileges.
+    /// sub-command; `environment` is added to the supervisor's own, to tell it apart.
     ///
     /// # Errors
     ///
@@ -97,7 +115,7 @@ impl Supervisor {
     pub fn start(
         program: &[String],
         environment: &[(String, String)],
-        restrict: bool,
+        confinement: &Confinement,
     ) -> Result<Self, SupervisorError> {
         let failed = |source| SupervisorError::Start { program: program.join(" "), source };
         let (name, arguments) = program
@@ -106,7 +124,9 @@ impl Supervisor {
         let mut process = tokio::process::Command::new(name)
             .args(arguments)
             .arg(SUB_COMMAND)
-            .args(restrict.then_some(RESTRICT_FLAG))
+            .args(confinement.restrict.then_some(RESTRICT_FLAG))
+            .args(confinement.processes.map(|number| format!("{PROCESSES_FLAG}{number}")))
+            .args(confinement.group.iter().flat_map(SlotGroup::arguments))
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -116,7 +136,8 @@ impl Supervisor {
         let reports = process.stdout.take().expect("standard output was asked to be a pipe");
         let lease = LeaseHandle { orders: Arc::new(Mutex::new(Some(orders))) };
         let (inbox, buffer) = (FrameBuffer::default(), vec![0; frames::OUTPUT_FRAME_BYTES_MAX]);
-        Ok(Self { process, lease, reports, inbox, buffer, ran: false })
+        let group = confinement.group.clone();
+        Ok(Self { process, lease, reports, inbox, buffer, ran: false, group })
     }
 
     /// To tell about the lease while something runs.
@@ -155,6 +176,7 @@ impl Supervisor {
             return Err(SupervisorError::NotStarted { program, reason });
         }
         self.ran = true;
+        let kills = self.group.as_ref().map_or(0, SlotGroup::oom_kills);
         self.lease.send_encoded(&order).await?;
         let mut told = false;
         loop {
@@ -168,7 +190,11 @@ impl Supervisor {
             };
             match report {
                 Report::Output(bytes) => output.write(&bytes),
-                Report::Exited(exit) => return Ok(exit),
+                Report::Exited(exit) => {
+                    let group = self.group.as_ref().filter(|group| group.oom_kills() > kills);
+                    let out_of_memory_mib = group.map(SlotGroup::memory_mib);
+                    return Ok(Exit { out_of_memory_mib, ..exit });
+                }
                 Report::NotStarted(why) => {
                     let frames::NotStarted { program, reason } = why;
                     return Err(SupervisorError::NotStarted { program, reason });

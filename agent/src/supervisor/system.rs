@@ -9,6 +9,7 @@ use std::process::Stdio;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -24,6 +25,10 @@ const REAP_POLL_MS: u16 = 20;
 /// How long killed processes are waited for, milliseconds. Beyond it they hang in
 /// the kernel, and no signal helps.
 const KILL_WAIT_MS_MAX: u64 = 30_000;
+
+/// How many files a process may have open, at most: programs that close them all take
+/// time for each.
+const OPEN_FILES_MAX: u64 = 1 << 20;
 
 /// Where programs are looked for when PATH is unset, as execvp does.
 const PATH_WHEN_UNSET: &str = "/bin:/usr/bin";
@@ -128,5 +133,19 @@ pub(super) fn kill_everything(own: Option<Pid>) -> (u32, Option<WaitStatus>) {
 pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Bounds this process and all that it starts. The host's own limits may be lower: then
+/// they stay.
+pub(super) fn limit(processes: u64) -> io::Result<()> {
+    for (resource, max) in [
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_NOFILE, OPEN_FILES_MAX),
+        (Resource::RLIMIT_NPROC, processes),
+    ] {
+        let (soft, hard) = getrlimit(resource)?;
+        setrlimit(resource, soft.min(max), hard.min(max))?;
+    }
     Ok(())
 }

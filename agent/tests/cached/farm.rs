@@ -117,7 +117,7 @@ impl Farm {
         let mut farm = Self {
             blobs: Blobs::Local(store.clone()),
             actions: Actions::Local(ActionCache::open(&store).unwrap()),
-            supervisor: Supervisor::start(&program, &[], false).unwrap(),
+            supervisor: Supervisor::start(&program, &[], &Default::default()).unwrap(),
             platform: Arc::new(Platform::new(PathBuf::new(), BTreeMap::new())),
             program,
             cancel: CancellationToken::new(),

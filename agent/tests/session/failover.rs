@@ -138,6 +138,7 @@ fn start_agent(dir: &TempDir, peers: &[&Peer]) -> Running {
         labels: Vec::new(),
         slots: 1,
         leases_ahead: 0,
+        limits: None,
         resources: Resources { cpu_milli: 1000, memory_mib: 1000 },
         data_dir: dir.path().join("agent"),
         blobs: BlobsSetting::Shared(store),

@@ -267,6 +267,7 @@ impl Farm {
             labels: Vec::new(),
             slots: 1,
             leases_ahead: 0,
+            limits: None,
             resources: Resources { cpu_milli: 1000, memory_mib: 1000 },
             data_dir: self.dir.path().join("agent"),
             blobs: BlobsSetting::Shared(self.store.clone()),
@@ -465,6 +466,8 @@ fn spec(steps: Vec<StepSpec>) -> JobSpec {
         default_shell: None,
         default_working_directory: None,
         timeout_ms: 60_000,
+        cpu_milli: 0,
+        memory_mib: 0,
     }
 }
 

@@ -53,6 +53,17 @@ pub struct JobSpec {
     pub default_working_directory: Option<Text>,
     /// Milliseconds.
     pub timeout_ms: u64,
+    /// What it asks for of the machine, and may not use more of: thousandths of a core, MiB.
+    /// 0: it does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cpu_milli: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub memory_mib: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Variables of one `env:`. A layer's values may use the layers before it.

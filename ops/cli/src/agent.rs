@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use steading_agent::limits;
 use steading_agent::preemption::{Preemption, gce};
 use steading_agent::uids::{self, Uids};
 use steading_agent::{Cluster, dial};
@@ -80,6 +81,7 @@ pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
         labels: labels(&args.labels),
         slots,
         leases_ahead: args.leases_ahead,
+        limits: Some(limits::Setting { processes: args.processes_per_job }),
         data_dir,
         blobs: steading_agent::BlobsSetting::Own { bytes_max: STORE_BYTES_MAX },
         user,

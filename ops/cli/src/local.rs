@@ -155,6 +155,7 @@ impl Farm {
             spot: false,
             labels: options.labels,
             slots: options.slots,
+            limits: None,
             leases_ahead: options.slots.saturating_mul(LEASES_AHEAD_PER_SLOT),
             data_dir: self.data_dir.join("agent"),
             blobs: steading_agent::BlobsSetting::Shared(self.store()),

@@ -163,6 +163,8 @@ impl<'a> Planner<'a> {
                 .default(job, |defaults| defaults.working_directory.as_ref()),
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded")]
             timeout_ms: (minutes * 60_000.0) as u64,
+            cpu_milli: job.resources.cpu_milli,
+            memory_mib: job.resources.memory_mib,
         };
         let verdict = Verdict::Run(Box::new(spec));
         let decided = self.decided(job, verdict);
