@@ -14,8 +14,13 @@ use tokio_util::sync::CancellationToken;
 /// cut off: at its next connection it is told everything at once.
 const OUTBOX_MAX: usize = 4_096;
 /// How long an agent that declined an offer gets none: what it lacked (a slot, disk)
-/// must have time to come back, and the dispatcher must not spin.
+/// must have time to come back, and the dispatcher must not spin. Twice as long each time
+/// that it declines again before it accepted one, and each try costs a log entry or two.
 const REST: Duration = Duration::from_secs(1);
+/// The longest such rest.
+const REST_MAX: Duration = Duration::from_secs(64);
+/// Longest reason that is kept, bytes.
+const REASON_BYTES_MAX: usize = 200;
 
 /// What a session is to tell its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,9 @@ struct Entry {
     close: CancellationToken,
     draining: bool,
     rests_until: Option<Instant>,
+    /// Offers declined since the last one that was accepted, and why the last was.
+    declined: u32,
+    reason: String,
 }
 
 /// One open session. Dropping it takes the agent off the list.
@@ -79,6 +87,8 @@ impl Sessions {
             close: close.clone(),
             draining: false,
             rests_until: None,
+            declined: 0,
+            reason: String::new(),
         };
         if let Some(before) = inner.sessions.insert(agent, entry) {
             before.close.cancel();
@@ -142,6 +152,13 @@ impl Sessions {
         set
     }
 
+    /// Agents that get no offers for a while, and why they declined the last one.
+    pub(crate) fn declined(&self) -> BTreeMap<AgentId, String> {
+        let inner = self.lock();
+        let resting = inner.sessions.iter().filter(|(_, entry)| entry.declined > 0);
+        resting.map(|(agent, entry)| (*agent, entry.reason.clone())).collect()
+    }
+
     /// Waits for a change of [`Sessions::taking_work`]; the end of a rest is one.
     pub(crate) async fn changed(&self) {
         let rested = self.lock().sessions.values().filter_map(|entry| entry.rests_until).min();
@@ -165,9 +182,29 @@ impl Session {
         self.edit(|entry| entry.draining = true);
     }
 
-    /// The agent declined an offer: it gets no other for a while.
-    pub(crate) fn rest(&self) {
-        self.edit(|entry| entry.rests_until = Some(Instant::now() + REST));
+    /// The agent declined an offer: it gets no other for a while. What else it declines
+    /// meanwhile was offered before.
+    pub(crate) fn declined(&self, reason: &str) {
+        self.edit(|entry| {
+            let now = Instant::now();
+            if entry.rests_until.is_none_or(|until| until <= now) {
+                let rest = REST.saturating_mul(1 << entry.declined.min(16)).min(REST_MAX);
+                entry.rests_until = Some(now + rest);
+                entry.declined += 1;
+            }
+            entry.reason = reason.chars().take(REASON_BYTES_MAX / 4).collect();
+        });
+    }
+
+    /// The agent accepted an offer: whatever it lacked has come back.
+    pub(crate) fn accepted(&self) {
+        let declined = {
+            let inner = self.sessions.lock();
+            inner.sessions.get(&self.agent).is_some_and(|entry| entry.declined > 0)
+        };
+        if declined {
+            self.edit(|entry| entry.declined = 0);
+        }
     }
 
     fn edit(&self, edit: impl FnOnce(&mut Entry)) {
@@ -225,12 +262,29 @@ mod tests {
         let session = sessions.open(AGENT, FIRST);
         sessions.changed().await;
         assert_eq!(sessions.taking_work().len(), 1);
-        session.rest();
-        sessions.changed().await;
-        assert!(sessions.taking_work().is_empty());
-        let start = Instant::now();
-        sessions.changed().await;
-        assert_eq!(start.elapsed(), REST);
+        // Two that were offered at once.
+        session.declined("no disk");
+        session.declined("no disk");
+        for rest in [REST, REST * 2, REST * 4] {
+            sessions.changed().await;
+            assert!(sessions.taking_work().is_empty());
+            assert_eq!(sessions.declined()[&AGENT], "no disk");
+            let start = Instant::now();
+            sessions.changed().await;
+            assert_eq!(start.elapsed(), rest);
+            assert_eq!(sessions.taking_work().len(), 1);
+            session.declined("no disk");
+        }
+        for _ in 0..20 {
+            tokio::time::advance(REST_MAX).await;
+            assert_eq!(sessions.taking_work().len(), 1);
+            session.declined("no disk");
+        }
+        session.accepted();
+        assert!(sessions.declined().is_empty());
+        tokio::time::advance(REST_MAX).await;
+        session.declined("no slot");
+        tokio::time::advance(REST).await;
         assert_eq!(sessions.taking_work().len(), 1);
         session.drain();
         assert!(sessions.taking_work().is_empty());

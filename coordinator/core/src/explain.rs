@@ -61,6 +61,11 @@ pub enum Wait {
     NotTaking {
         agents: Vec<String>,
     },
+    /// They have room, but took none of what they were offered.
+    Declined {
+        /// With what each said.
+        agents: Vec<(String, String)>,
+    },
     /// All agents that would do are full.
     Full {
         agents: usize,
@@ -87,6 +92,7 @@ impl Wait {
             | Self::MaxParallel { .. }
             | Self::NotConnected { .. }
             | Self::NotTaking { .. }
+            | Self::Declined { .. }
             | Self::Full { .. }
             | Self::Turn { .. } => false,
         }
@@ -94,8 +100,13 @@ impl Wait {
 
     /// Whether it may take longer than a queue does, so that whoever watches wants to know.
     pub const fn is_worth_telling(&self) -> bool {
-        let out_of_reach =
-            matches!(self, Self::Group { .. } | Self::NotConnected { .. } | Self::NotTaking { .. });
+        let out_of_reach = matches!(
+            self,
+            Self::Group { .. }
+                | Self::NotConnected { .. }
+                | Self::NotTaking { .. }
+                | Self::Declined { .. }
+        );
         out_of_reach || self.is_hopeless()
     }
 }
@@ -145,6 +156,11 @@ impl fmt::Display for Wait {
                 "the agents that could run it take no work (cordoned, draining or leaving): {}",
                 agents.join(", ")
             ),
+            Self::Declined { agents } => {
+                let said = agents.iter().map(|(agent, why)| format!("{agent} ({why})"));
+                let said = said.collect::<Vec<_>>().join(", ");
+                write!(f, "the agents that have room declined what they were offered: {said}")
+            }
             Self::Full { agents, ahead, next } => {
                 write!(f, "all {agents} agents that could run it are full")?;
                 match (ahead, next) {
@@ -172,12 +188,20 @@ impl fmt::Display for Amount {
 pub struct Explainer<'a> {
     state: &'a State,
     connected: &'a BTreeSet<(AgentId, Incarnation)>,
+    /// Who gets no offers for a while, and what they said.
+    declined: Option<&'a BTreeMap<AgentId, String>>,
     lanes: BTreeMap<Lane, Wait>,
 }
 
 impl<'a> Explainer<'a> {
     pub fn new(state: &'a State, connected: &'a BTreeSet<(AgentId, Incarnation)>) -> Self {
-        Self { state, connected, lanes: BTreeMap::new() }
+        Self { state, connected, declined: None, lanes: BTreeMap::new() }
+    }
+
+    /// These connected agents declined what they were offered, and get no offers for a while.
+    #[must_use]
+    pub fn declined(self, declined: &'a BTreeMap<AgentId, String>) -> Self {
+        Self { declined: Some(declined), ..self }
     }
 
     /// What the job waits for, without its place in the queue; `None` where it does not wait.
@@ -190,9 +214,9 @@ impl<'a> Explainer<'a> {
             return Some(wait);
         }
         let lane = Lane { bounded: None, ..Lane::of(job) };
-        let (state, connected) = (self.state, self.connected);
+        let (state, connected, declined) = (self.state, self.connected, self.declined);
         let wait = self.lanes.entry(lane).or_insert_with_key(|lane| {
-            state.hopeless(lane).unwrap_or_else(|| state.capacity(lane, connected))
+            state.hopeless(lane).unwrap_or_else(|| state.capacity(lane, connected, declined))
         });
         if !wait.is_hopeless() && state.is_at_max_parallel(job) {
             return Some(Wait::MaxParallel { max: job.definition.max_parallel });
@@ -312,7 +336,12 @@ impl State {
     }
 
     /// What those agents do that could run jobs of the lane.
-    fn capacity(&self, lane: &Lane, connected: &BTreeSet<(AgentId, Incarnation)>) -> Wait {
+    fn capacity(
+        &self,
+        lane: &Lane,
+        connected: &BTreeSet<(AgentId, Incarnation)>,
+        declined: Option<&BTreeMap<AgentId, String>>,
+    ) -> Wait {
         let able: Vec<&Agent> = self
             .known_agents()
             .filter(|agent| has_labels(agent, lane) && has_kind(agent, lane))
@@ -335,8 +364,16 @@ impl State {
         }
         let has_room =
             |agent: &&Agent| self.free_slots(agent) > 0 && lane.resources.fits(self.room(agent));
-        if here.iter().any(has_room) {
+        let room: Vec<&Agent> = here.iter().copied().filter(has_room).collect();
+        let why = |agent: &&Agent| declined.and_then(|declined| declined.get(&agent.id));
+        if room.iter().any(|agent| why(agent).is_none()) {
             return Wait::Turn { ahead: 0 };
+        }
+        if !room.is_empty() {
+            let said = |agent: &&Agent| Some((agent.definition.name.clone(), why(agent)?.clone()));
+            return Wait::Declined {
+                agents: room.iter().filter_map(said).take(LISTED_MAX).collect(),
+            };
         }
         Wait::Full { agents: here.len(), ahead: 0, next: None }
     }

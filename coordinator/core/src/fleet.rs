@@ -1,11 +1,13 @@
 //! What operators want of agents, and what agents give back before they leave.
 
 use steading_model::limits::ASSIGNMENTS_PER_PROPOSAL_MAX;
-use steading_model::{AgentId, Incarnation, RequestId};
+use steading_model::{AgentId, Incarnation, RequestId, Role};
 
 use crate::effect::{Effect, Rejection};
+use crate::identity::subject;
 use crate::job::cancelled;
 use crate::lease::WAS_CANCELLED;
+use crate::limits::DENIED_MAX;
 use crate::proposal::Lease;
 use crate::rows::{Agent, Drain, JobStatus};
 use crate::run::at_most;
@@ -127,9 +129,24 @@ impl State {
             return Ok(());
         }
         let (id, incarnation) = (agent.id, agent.incarnation);
+        at_most("number of denials", self.identities.denied.len() + 1, DENIED_MAX)?;
         let row = Agent { removed: true, retired: true, version: turn.version, ..agent };
         self.set_agent(id, Some(row));
         turn.effects.push(Effect::Empty { agent: id, incarnation });
+        if self.leases_of(id).next().is_none() {
+            self.deny_removed(turn, id);
+        }
         Ok(())
+    }
+
+    /// Takes its certificate from an agent that was removed and holds nothing any more:
+    /// before that it has to give back what it runs.
+    pub(crate) fn deny_removed(&mut self, turn: &Turn, agent: AgentId) {
+        let Some(agent) = self.agent(agent).filter(|agent| agent.removed) else { return };
+        let who = subject(Role::Agent, &agent.definition.name);
+        // A full list denies nobody more, but a removed agent is not let in either way.
+        if let Ok(by) = "farm".parse() {
+            let _ = self.deny(turn, who, "the agent was removed", by);
+        }
     }
 }

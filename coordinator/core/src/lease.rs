@@ -220,6 +220,10 @@ impl State {
         self.count_leased(turn, lease.work.job, false);
         self.leave_claims(turn, lease);
         turn.dispatch = true;
+        let others = self.leases_of(agent).filter(|job| job.lease() != Some(lease));
+        if others.count() == 0 {
+            self.deny_removed(turn, agent);
+        }
         Some((agent, incarnation))
     }
 

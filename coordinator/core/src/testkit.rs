@@ -216,7 +216,9 @@ impl Stage {
                     self.state.queued().iter().map(|job| job.id.to_string()).collect();
                 jobs.join(" ")
             }
-            "group" | "why" | "wait" | "attempts" | "stale" => scheduling::show(self, words),
+            "group" | "why" | "wait" | "denied" | "attempts" | "stale" => {
+                scheduling::show(self, words)
+            }
             "outstanding" => self.render(&self.state.outstanding()),
             "place" => {
                 let connected: BTreeSet<_> = words[1..]

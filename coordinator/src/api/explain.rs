@@ -32,10 +32,18 @@ impl Waits {
         state.agents().map(|agent| (agent.id, agent.incarnation)).collect()
     }
 
+    /// The agents that declined what they were offered. Only the leader knows them.
+    pub(super) fn declined(&self) -> BTreeMap<AgentId, String> {
+        match self.leadership.standing().leads {
+            true => self.sessions.declined(),
+            false => BTreeMap::new(),
+        }
+    }
+
     /// Says of each job that waits for what may never come what that is.
     pub(super) fn fill(&self, state: &State, jobs: &mut [v1::Job]) {
-        let connected = self.connected(state);
-        let mut explainer = Explainer::new(state, &connected);
+        let (connected, declined) = (self.connected(state), self.declined());
+        let mut explainer = Explainer::new(state, &connected).declined(&declined);
         for job in jobs.iter_mut().filter(|job| job.status() == v1::job::Status::Queued) {
             let row = state.job(JobId::from_counter(job.job_id));
             job.waiting = row.map_or_else(String::new, |row| worth_telling(&mut explainer, row));
@@ -44,8 +52,8 @@ impl Waits {
 
     /// The sentences of the run's jobs that have one.
     pub(super) fn of_run(&self, state: &State, run: RunId) -> BTreeMap<JobId, String> {
-        let connected = self.connected(state);
-        let mut explainer = Explainer::new(state, &connected);
+        let (connected, declined) = (self.connected(state), self.declined());
+        let mut explainer = Explainer::new(state, &connected).declined(&declined);
         let told = state.jobs_of(run).filter(|job| job.is_queued());
         let told = told.map(|job| (job.id, worth_telling(&mut explainer, job)));
         told.filter(|(_, sentence)| !sentence.is_empty()).collect()
@@ -60,12 +68,12 @@ fn worth_telling(explainer: &mut Explainer<'_>, job: &Job) -> String {
 /// Explains the jobs of the run that `named` names, and those that are to be planned.
 pub(super) fn explain(
     state: &State,
-    connected: &BTreeSet<(AgentId, Incarnation)>,
+    (connected, declined): (&BTreeSet<(AgentId, Incarnation)>, &BTreeMap<AgentId, String>),
     run: RunId,
     pipeline: Option<&Pipeline>,
     named: &str,
 ) -> Vec<v1::JobExplanation> {
-    let mut explainer = Explainer::new(state, connected);
+    let mut explainer = Explainer::new(state, connected).declined(declined);
     let wants = |key: &str, name: &str, id: Option<JobId>| {
         let is_id = id.is_some_and(|id| named == id.to_string() || named == counter(id));
         named.is_empty() || key.eq_ignore_ascii_case(named) || name == named || is_id

@@ -175,8 +175,8 @@ impl Pipelines for PipelinesService {
             tracing::warn!(%run, %error, "a submission cannot be read");
         }
         let pipeline = parsed.as_ref().ok().map(|parsed| &parsed.pipeline);
-        let connected = self.waits.connected(&state);
-        let jobs = explain::explain(&state, &connected, run, pipeline, &job);
+        let (connected, declined) = (self.waits.connected(&state), self.waits.declined());
+        let jobs = explain::explain(&state, (&connected, &declined), run, pipeline, &job);
         if jobs.is_empty() && !job.is_empty() {
             return Err(Status::not_found(format!("`{run}` has no job `{job}`")));
         }

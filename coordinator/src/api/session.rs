@@ -233,12 +233,13 @@ impl Connected<'_> {
             }
             Some(FromAgent::Accept(accept)) => {
                 let leases = vec![convert::lease(accept.lease)?];
+                self.session.accepted();
                 self.ask(Asked { sequence: accept.sequence, leases })
             }
             Some(FromAgent::Decline(decline)) => {
                 let lease = convert::lease(decline.lease)?;
                 tracing::info!(agent = %self.agent, work = %lease.work, reason = decline.reason, "offer declined");
-                self.session.rest();
+                self.session.declined(&decline.reason);
                 // Only what it was offered may it decline.
                 if is_held_by(&self.parts.replica.view(), lease, self.agent) {
                     give_back(self.parts, lease).await;

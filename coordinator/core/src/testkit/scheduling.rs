@@ -54,17 +54,23 @@ pub(super) fn show(stage: &Stage, words: &[&str]) -> String {
             let outcome = state.job(id(words[1])).and_then(|job| job.outcome());
             outcome.map_or_else(String::new, |outcome| outcome.message.clone())
         }
-        // `wait job-1 AGENT…`: those are connected.
+        // `wait job-1 AGENT… declined AGENT…`: those are connected, of whom some declined.
         "wait" => {
-            let connected: BTreeSet<_> = words[2..]
+            let said = words[2..].iter().position(|word| *word == "declined");
+            let (here, declined) = words[2..].split_at(said.unwrap_or(words.len() - 2));
+            let connected: BTreeSet<_> = here
                 .iter()
                 .filter_map(|word| state.agent(id(word)))
                 .map(|agent| (agent.id, agent.incarnation))
                 .collect();
             let job = state.job(id(words[1]));
-            let wait = job.and_then(|job| Explainer::new(state, &connected).explain(job));
+            let declined = declined.iter().skip(1).map(|word| (id(word), "no disk".to_owned()));
+            let declined = declined.collect();
+            let mut explainer = Explainer::new(state, &connected).declined(&declined);
+            let wait = job.and_then(|job| explainer.explain(job));
             wait.map_or_else(|| "it does not wait".into(), |wait| wait.to_string())
         }
+        "denied" => if state.is_denied(words[1]) { "yes" } else { "no" }.into(),
         "attempts" => {
             let attempts = state.earlier_attempts(id::<JobId>(words[1])).map(|(number, row)| {
                 let class = row.class.map_or("none", |class| class.as_str());

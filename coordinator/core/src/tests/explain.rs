@@ -28,6 +28,7 @@ fn a_job_in_line_says_who_is_ahead() {
         "0s  agent A1
          0s  admit R1 a b c
          0s  show wait job-1 agent-1   -> an agent has room; it is about to be placed
+         0s  show wait job-1 agent-1 declined agent-1 -> the agents that have room declined what they were offered: A1 (no disk)
          0s  assign job-1 agent-1
          0s  show wait job-1 agent-1   -> it does not wait
          0s  show wait job-2 agent-1   -> all 1 agents that could run it are full; it is the next in line

@@ -79,10 +79,15 @@ fn a_removed_agent_never_comes_back() {
          0s  assign job-1 agent-1
          1s  remove-agent A1             -> empty agent-1
          1s  remove-agent A1             -> nothing
+         1s  show denied agent/A1        -> no
          2s  release L1 preempted started -> dispatch
+         2s  show denied agent/A1        -> yes
          2s  show place agent-1          ->
          3s  agent A1                    -> ! agent was removed and may not come back: use another name
          3s  uncordon A1                 -> ! agent was removed and may not come back: use another name
-         3s  drain A1 D1                 -> ! agent was removed and may not come back: use another name",
+         3s  drain A1 D1                 -> ! agent was removed and may not come back: use another name
+         4s  agent A2                    -> agent-2 incarnation-1, dispatch
+         4s  remove-agent A2             -> empty agent-2
+         4s  show denied agent/A2        -> yes",
     );
 }

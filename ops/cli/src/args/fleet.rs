@@ -22,6 +22,11 @@ pub enum AgentVerb {
     /// Give a cordoned or drained agent work again
     Uncordon(AgentNamed),
     /// Never let an agent of this name come back
+    ///
+    /// It gets no more work, and what it runs is stopped, given back, and runs elsewhere; an
+    /// agent that does not answer loses its leases within 15 seconds. Once it holds nothing
+    /// its certificate is denied, as by `stead deny agent/NAME`, which does not wait. To
+    /// empty an agent that is to come back, drain it.
     Remove(AgentNamed),
 }
 
