@@ -42,6 +42,7 @@ mod unplaceable;
 
 pub use config::{Config, GivenCa, ObjectStore};
 pub use identity::join_cluster;
+pub use leases::{LeaseBook, Look};
 
 pub use secrets::SecretsError;
 pub use server::Coordinator;
