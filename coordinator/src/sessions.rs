@@ -196,6 +196,11 @@ impl Session {
         });
     }
 
+    /// What the agent was to be offered cannot be had for now, which is not its fault.
+    pub(crate) fn rest(&self) {
+        self.edit(|entry| entry.rests_until = Some(Instant::now() + REST));
+    }
+
     /// The agent accepted an offer: whatever it lacked has come back.
     pub(crate) fn accepted(&self) {
         let declined = {
