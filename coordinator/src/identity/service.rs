@@ -1,6 +1,6 @@
 //! The `Identities` service: tokens, and who is denied.
 
-use steading_core::{Denial, NewToken, Proposal, Token, serial_subject, subject};
+use steading_core::{Denial, NewToken, Proposal, Rejection, Token, serial_subject, subject};
 use steading_model::limits::{TOKEN_MS_MAX, TOKEN_USES_MAX};
 use steading_model::{Role, SpiffeId};
 use steading_proto::tls::JoinToken;
@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::Secured;
 use super::join::{hash, internal, unsecured};
 use crate::auth;
-use crate::replica::Replica;
+use crate::replica::{ProposeError, Replica};
 
 /// Bytes of a token's name, and of its secret.
 const ID_BYTES: usize = 6;
@@ -85,7 +85,12 @@ impl Identities for IdentitiesService {
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
         let (by, id) = (auth::principal(&request)?, request.into_inner().id);
         tracing::info!(token = id, %by, "token revoked");
-        self.replica.propose(Proposal::RevokeToken { id }).await?;
+        match self.replica.propose(Proposal::RevokeToken { id: id.clone() }).await {
+            Err(ProposeError::Rejected(Rejection::TokenUnknown)) => {
+                return Err(Status::not_found(format!("there is no token `{id}`, or no more")));
+            }
+            proposed => drop(proposed?),
+        }
         Ok(Response::new(v1::RevokeTokenResponse {}))
     }
 

@@ -13,6 +13,7 @@ use steading_agent::{Cluster, dial};
 
 use crate::args::{self, JobUser};
 use crate::connect::Endpoint;
+use crate::coordinator::check_token;
 use crate::exit::{Ended, Failure};
 use crate::local;
 use crate::run::{cores, labels};
@@ -29,6 +30,10 @@ const STORE_BYTES_MAX: u64 = 50 << 30;
 /// [`Failure`] where it cannot start, or its user may not do what `--user` asks for.
 pub async fn run(args: args::Agent) -> Result<Ended, Failure> {
     let endpoints = Endpoint::read_all(&args.coordinator)?;
+    let is_secure = endpoints.iter().any(|one| matches!(one, Endpoint::Tls(_)));
+    if let Some(token) = args.join.as_deref().filter(|_| is_secure) {
+        check_token(token)?;
+    }
     let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     let gce = args.gce.then_some(args.gce_metadata_host);
     let machine = match &gce {

@@ -137,7 +137,8 @@ fn named(said: Said) -> Result<Named, Failure> {
         Some(dir) if secure => {
             let loaded = Identity::load(&dir);
             let loaded =
-                loaded.with_context(|| format!("cannot use the identity `{}`", dir.display()))?;
+                loaded.with_context(|| format!("cannot use the identity `{}`", dir.display()));
+            let loaded = loaded.map_err(Failure::Usage)?;
             if tls::is_over(&loaded) {
                 return Err(Failure::usage(format!(
                     "the certificate in `{}` is over\n  hint: ask an admin for a token, and \

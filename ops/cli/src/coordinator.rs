@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use steading_coordinator::{Config, Coordinator, ObjectStore};
-use steading_proto::tls;
+use steading_proto::tls::{self, JoinToken};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Edition;
 use crate::args;
+use crate::connect::Endpoint;
 use crate::exit::{Ended, Failure};
 use crate::out;
 use crate::signals::Signals;
@@ -40,6 +41,7 @@ pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Fai
         .iter()
         .map(|text| Address::read(text, args.insecure_loopback))
         .collect::<Result<_, _>>()?;
+    check_others(&args, &addresses)?;
     let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
     let (addresses, socket) = with_admin_socket(addresses, &data_dir);
     // The socket lies in it, and is bound first.
@@ -111,6 +113,39 @@ pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Fai
     };
     early.and(stopped)?;
     Ok(Ended::Success)
+}
+
+/// What is said of the other coordinators can be, before anything is made of it.
+fn check_others(args: &args::Coordinator, addresses: &[Address]) -> Result<(), Failure> {
+    for endpoint in args.join.iter().chain(&args.advertise) {
+        endpoint.parse::<Endpoint>().map_err(Failure::usage)?;
+    }
+    if let (Some(token), false) = (&args.token, args.join.is_empty()) {
+        check_token(token)?;
+    }
+    // Whoever is told of it would look for this coordinator on his own machine.
+    match addresses.first() {
+        Some(Address::Tls(authority))
+            if args.advertise.is_none()
+                && authority.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_unspecified()) =>
+        {
+            Err(Failure::usage(format!(
+                "others cannot reach this one at `https://{authority}`\n  \
+                 hint: say where they can, with --advertise https://HOST:PORT"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a text is a join token at all.
+///
+/// # Errors
+///
+/// [`Failure::Usage`], without the text, which may be most of a secret.
+pub fn check_token(text: &str) -> Result<(), Failure> {
+    let token = text.parse::<JoinToken>();
+    token.map(drop).map_err(|error| Failure::usage(format!("that is no join token: {error}")))
 }
 
 /// What lies in it are sources, logs and the state: for the group that may operate it at most.

@@ -66,6 +66,46 @@ fn a_bad_command_line_is_refused() {
 }
 
 #[test]
+fn what_is_said_of_a_farm_is_looked_at_first() {
+    let place = Place::empty();
+    place.write("empty.json", r#"{"coordinators": []}"#);
+    place.write("broken.json", "{");
+    place.write("nobody.json", r#"{"coordinators": ["https://127.0.0.1:1"]}"#);
+    let lost = r#"{"coordinators": ["https://127.0.0.1:1"], "identity": "lost"}"#;
+    place.write("lost.json", lost);
+    let token = format!("ab.secret.{}", "ab".repeat(32));
+    let cut_off = &token[..token.len() - 1];
+    let agent = ["agent", "--data-dir", "d", "--coordinator", "https://127.0.0.1:1"];
+    let coordinator = ["coordinator", "--data-dir", "d", "--listen"];
+    for (words, more, want) in [
+        (&["runs", "--context"][..], &["none.json"][..], "none.json"),
+        (&["runs", "--context"], &["broken.json"], "broken.json"),
+        (&["runs", "--context"], &["empty.json"], "no endpoint"),
+        (&["runs", "--context"], &["nobody.json"], "wants to know who asks"),
+        (&["runs", "--context"], &["lost.json"], "lost/key.pem"),
+        (&["login", "--coordinator"], &["unix:/s", "--token", &token], "https://HOST:PORT"),
+        (&["login", "--coordinator"], &["https://h:1", "--token", cut_off], "stead token create"),
+        (&["token", "create"], &[], "--coordinator"),
+        (&["token", "create", "--coordinator", "unix:/s"], &["--ttl", "1w"], "15m"),
+        (&["token", "create", "--coordinator", "unix:/s"], &["--uses", "0"], "1..=500"),
+        (&agent, &["--join", cut_off], "stead token create"),
+        (&coordinator, &["https://0.0.0.0:0"], "--advertise"),
+        (&coordinator, &["https://[::]:0"], "--advertise"),
+        (&coordinator, &["https://127.0.0.1:0", "--advertise", "here"], "`here`"),
+        (&coordinator, &["https://127.0.0.1:0", "--join", "there"], "`there`"),
+        (
+            &coordinator,
+            &["https://127.0.0.1:0", "--join", "https://h:1", "--token", cut_off],
+            "stead token create",
+        ),
+    ] {
+        let said = place.run(&[words, more].concat()).ended(2).said(want);
+        assert!(!format!("{}{}", said.out, said.err).contains("secret"), "{more:?}");
+    }
+    assert!(!place.path().join("d").exists(), "what is wrong leaves nothing behind");
+}
+
+#[test]
 fn a_good_pipeline_has_nothing_said_of_it() {
     let place = Place::empty();
     place.write(".github/workflows/ci.yml", GOOD);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertificateParams, KeyPair};
+use rustls::CertificateError;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -236,31 +237,42 @@ fn secure_leader(status: &Status) -> Option<String> {
 /// Whether a connection failed because the other end has no certificate that leads to a CA
 /// which is known here: it is another farm's, or the farm was made anew.
 pub fn is_stranger(error: &(dyn std::error::Error + 'static)) -> bool {
+    disbelief(error).is_some_and(|why| !is_about_time(why))
+}
+
+/// Why the certificate of the other end was not believed, if that is what failed.
+fn disbelief<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a CertificateError> {
     let mut cause = error.source();
     while let Some(error) = cause {
         let io = error.downcast_ref::<std::io::Error>();
         let inner = io.and_then(std::io::Error::get_ref);
-        if inner.is_some_and(|inner| {
-            matches!(
-                inner.downcast_ref::<rustls::Error>(),
-                Some(rustls::Error::InvalidCertificate(_))
-            )
-        }) {
-            return true;
+        if let Some(rustls::Error::InvalidCertificate(why)) =
+            inner.and_then(|inner| inner.downcast_ref())
+        {
+            return Some(why);
         }
         cause = error.source();
     }
-    false
+    None
 }
 
-fn explain(status: Status) -> Status {
-    if is_stranger(&status) {
-        return Status::unauthenticated(
+const fn is_about_time(why: &CertificateError) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(why, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+}
+
+pub(super) fn explain(status: Status) -> Status {
+    match disbelief(&status) {
+        Some(why) if is_about_time(why) => Status::unavailable(format!(
+            "the coordinator's certificate is not good at this machine's time ({why}): compare \
+             the clocks of the two"
+        )),
+        Some(_) => Status::unauthenticated(
             "whoever listens there is no coordinator of this farm: its certificate does not lead \
              to the CA that is known",
-        );
+        ),
+        None => status,
     }
-    status
 }
 
 /// DER certificates as PEM.

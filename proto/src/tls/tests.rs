@@ -54,6 +54,30 @@ async fn only_a_coordinator_of_the_cluster_is_believed_to_be_one() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_wrong_is_told_from_another_farm() {
+    let (farm, other) = (Farm::new(), Farm::new());
+    let coordinator = "spiffe://c0ffee/coordinator/1";
+    for (server, is_another, want) in [
+        (farm.identity(farm.leaf(coordinator, (24, 48))), false, "compare the clocks"),
+        (farm.identity(farm.leaf(coordinator, (-48, -24))), false, "compare the clocks"),
+        (other.member(coordinator), true, "no coordinator of this farm"),
+    ] {
+        let client = farm.member("spiffe://c0ffee/agent/a");
+        let (listener, endpoint) = listen().await;
+        let mut accepted = pin!(accept(listener, server));
+        let channel = channel(&format!("https://{endpoint}"), client).unwrap();
+        let mut asked = crate::v1::join_client::JoinClient::new(channel);
+        let failed = tokio::select! {
+            answer = asked.get_bundle(crate::v1::GetBundleRequest {}) => answer.unwrap_err(),
+            _ = accepted.next() => unreachable!("nobody believes it"),
+        };
+        assert_eq!(is_stranger(&failed), is_another, "{failed:?}");
+        let said = enroll::explain(failed);
+        assert!(said.message().contains(want), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_follows_a_chain_that_a_server_does_not() {
     let farm = Farm::new();
     let second = farm.second_ca();
