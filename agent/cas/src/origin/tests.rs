@@ -172,6 +172,27 @@ async fn what_a_store_knew_while_it_was_the_origin_goes_along_to_one() {
 }
 
 #[tokio::test]
+async fn objects_of_other_kinds_are_put_read_and_removed_by_folder() {
+    for places in both_kinds() {
+        let origin = places.coordinator().origin().unwrap().clone();
+        for (folder, name) in [("1", "a"), ("1", "b"), ("12", "a")] {
+            origin.put_object(["logs", folder, name], name.into()).await.unwrap();
+        }
+        let again = places.coordinator().origin().unwrap().clone();
+        let read = async |folder, name| again.object(["logs", folder, name]).await.unwrap();
+        assert_eq!(read("1", "b").await.as_deref(), Some(&b"b"[..]), "{}", places.name);
+        again.remove_objects(["logs", "1"]).await.unwrap();
+        again.remove_objects(["logs", "1"]).await.unwrap();
+        assert_eq!((read("1", "a").await, read("1", "b").await), (None, None));
+        // A folder is not what its name begins with.
+        assert!(read("12", "a").await.is_some(), "{}", places.name);
+        again.adopt("a1b2").await.unwrap();
+        assert!(origin.is_adopted("a1b2").await.unwrap());
+        assert!(!origin.is_adopted("a1").await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn only_the_groups_own_origin_knows_it() {
     let (one, other) = (Places::directory(), Places::directory());
     let origin = Origin::directory(one.dir.path()).unwrap();
@@ -205,23 +226,35 @@ struct Places {
     name: &'static str,
     dir: TempDir,
     objects: Option<Arc<InMemory>>,
+    /// A real one, with a prefix that nobody else has there.
+    bucket: Option<(String, String)>,
 }
 
-fn both_kinds() -> [Places; 2] {
+/// A directory and a bucket in memory; and the bucket that STEADING_TEST_BUCKET names, if it
+/// does and the program can speak to one. Who we are there comes from the environment.
+fn both_kinds() -> Vec<Places> {
     let objects = Some(Arc::new(InMemory::new()));
-    [Places::directory(), Places { name: "bucket", objects, ..Places::directory() }]
+    let mut places =
+        vec![Places::directory(), Places { name: "memory", objects, ..Places::directory() }];
+    if let (true, Ok(url)) = (cfg!(feature = "buckets"), std::env::var("STEADING_TEST_BUCKET")) {
+        let directory = Places::directory();
+        let prefix = directory.dir.path().file_name().unwrap().to_string_lossy().into_owned();
+        places.push(Places { name: "bucket", bucket: Some((url, prefix)), ..directory });
+    }
+    places
 }
 
 impl Places {
     fn directory() -> Self {
-        Self { name: "directory", dir: tempfile::tempdir().unwrap(), objects: None }
+        Self { name: "directory", dir: tempfile::tempdir().unwrap(), objects: None, bucket: None }
     }
 
     /// A coordinator that was just started with an empty disk.
     fn coordinator(&self) -> Front {
-        let origin = match &self.objects {
-            Some(objects) => Origin::over(Arc::clone(objects) as _, "farm"),
-            None => Origin::directory(self.dir.path()).unwrap(),
+        let origin = match (&self.objects, &self.bucket) {
+            (Some(objects), _) => Origin::over(Arc::clone(objects) as _, "farm"),
+            (None, Some((url, prefix))) => Origin::bucket(url, prefix).unwrap(),
+            (None, None) => Origin::directory(self.dir.path()).unwrap(),
         };
         let dir = tempfile::tempdir_in(self.dir.path()).unwrap();
         let options = StoreOptions { bytes_max: 1 << 30, durable: false };
