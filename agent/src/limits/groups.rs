@@ -359,9 +359,9 @@ mod tests {
 33 29 0:29 / /sys rw - sysfs sysfs rw";
         let own = "3:cpu,cpuacct:/\n2:memory:/box/in\n0::/user";
         let places = Places::read(separate, own);
-        let at = |name: &str| places.separate.get(name).map(|path| path.display().to_string());
-        assert_eq!(at("cpu").as_deref(), Some("/sys/fs/cgroup/cpu,cpuacct"));
-        assert_eq!(at("memory").as_deref(), Some("/sys/fs/cgroup/memory/in"));
+        let at = |name: &str| places.separate.get(name).map(PathBuf::as_path);
+        assert_eq!(at("cpu"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
+        assert_eq!(at("memory"), Some(Path::new("/sys/fs/cgroup/memory/in")));
         assert_eq!(at("pids"), None);
         assert_eq!(places.unified, Some(PathBuf::from("/sys/fs/cgroup/unified/user")));
         // A group outside of what the mount shows.

@@ -7,7 +7,7 @@ use crate::connect::{FIRST_ANSWER_MAX, failure};
 use crate::exit::{Ended, Failure};
 use crate::out;
 use crate::reach::{Reach, run_id};
-use crate::text::clean;
+use crate::text::{clean, count, date};
 
 /// Prints a line a job, and what became of its earlier attempts.
 ///
@@ -54,8 +54,12 @@ fn lines(job: &v1::JobExplanation) -> String {
         }
     }
     if job.stale_results > 0 {
-        let (count, attempt) = (job.stale_results, job.stale_attempt);
-        text += &format!("\n  results that came too late: {count}, last of attempt {attempt}");
+        let results = count(u64::from(job.stale_results), "result");
+        let (attempt, at) = (job.stale_attempt, date(job.stale_ms));
+        text += &format!(
+            "\n  {results} refused, of an attempt that was over: the last of attempt {attempt}, \
+             at {at} (UTC)"
+        );
     }
     if !job.cancel_reason.is_empty() {
         text += &format!("\n  the run was cancelled: {}", clean(&job.cancel_reason));
@@ -86,6 +90,8 @@ fn json(job: &v1::JobExplanation) -> serde_json::Value {
         "hopeless": job.hopeless,
         "attempts": attempts.collect::<Vec<_>>(),
         "stale_results": job.stale_results,
+        "stale_attempt": job.stale_attempt,
+        "stale_ms": job.stale_ms,
         "cancel_reason": job.cancel_reason,
     })
 }
@@ -108,13 +114,15 @@ mod tests {
             }],
             stale_results: 1,
             stale_attempt: 1,
+            stale_ms: 951_782_400_000,
             ..Default::default()
         };
         assert_eq!(
             lines(&job),
             "test (a)  attempt 2 runs at b\n  \
              attempt 1 at an agent that is gone: preempted, its agent gave it back\n  \
-             results that came too late: 1, last of attempt 1"
+             1 result refused, of an attempt that was over: the last of attempt 1, \
+             at 2000-02-29 00:00:00 (UTC)"
         );
         assert_eq!(json(&job)["attempts"][0]["failure_class"], "preempted");
     }
