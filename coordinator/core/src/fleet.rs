@@ -60,7 +60,10 @@ impl State {
             self.remember_attempt(turn, job, None);
             if back.preempted {
                 // Its machines go away: the job had better start elsewhere.
-                self.edit_job(turn, job, |job| job.avoid_pool = Some(pool.clone()));
+                self.edit_job(turn, job, |job| {
+                    job.preemptions = job.preemptions.saturating_add(1);
+                    job.avoid_pool = Some(pool.clone());
+                });
             }
             self.requeue(turn, job);
         }

@@ -14,12 +14,17 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use steading_model::limits::CERTIFICATE_MS;
 use steading_model::{Role, SpiffeId};
 use steading_proto::tls::{IdentityFiles, SERVER_NAME, SpkiHash, to_pem};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 /// Most CAs above one: what a TLS library follows.
 const ANCESTORS_MAX: usize = 5;
 /// How long a CA's certificate lasts: ten years. The replicated list of CAs says which
 /// of them are believed.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3_652 * 86_400);
+/// A CA's certificate is made anew when no more than this is left of it: two years, in
+/// which its coordinator leads at some time.
+const AUTHORITY_RENEWAL: Duration = Duration::from_secs(730 * 86_400);
 /// How far clocks may be apart: certificates begin so much earlier.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// Longest request for a certificate, bytes.
@@ -69,7 +74,8 @@ impl Ca {
     pub(crate) fn open(dir: &Path, cluster: &str, storage_id: &str) -> anyhow::Result<Self> {
         if !IdentityFiles::exist(dir) {
             let key = KeyPair::from_pem(&Self::key(dir)?)?;
-            let root = authority_params(cluster, storage_id)?.self_signed(&key)?;
+            let root = authority_params(cluster, storage_id, SystemTime::now())?;
+            let root = root.self_signed(&key)?;
             Self::store(dir, &[root.der().to_vec()])?;
         }
         let files = IdentityFiles::read(dir)?;
@@ -141,11 +147,41 @@ impl Ca {
         asked: &Asked,
         storage_id: &str,
     ) -> anyhow::Result<Vec<Vec<u8>>> {
-        let params = authority_params(&self.cluster, storage_id)?;
+        let params = authority_params(&self.cluster, storage_id, SystemTime::now())?;
         let authority = params.signed_by(&asked.request.public_key, &self.issuer)?;
         let mut chain = self.below(authority.der());
         chain.truncate(1 + ANCESTORS_MAX);
         Ok(chain)
+    }
+
+    /// A new certificate of the CA for its key, by itself, and those above it; none where
+    /// the one it has lasts. Name and key stay, so that whatever the CA signed is believed
+    /// by the new certificate as by the old one, and join tokens that name the key are good.
+    /// The old certificate stays in the chain as long as a CA above it made it: the CA above
+    /// may be what a token names.
+    ///
+    /// # Errors
+    ///
+    /// The certificate cannot be read.
+    pub(crate) fn renewal(&self, now: SystemTime) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
+        let (_, old) = X509Certificate::from_der(&self.chain[0])?;
+        if SystemTime::from(old.validity().not_after.to_datetime()) > now + AUTHORITY_RENEWAL {
+            return Ok(None);
+        }
+        let mut params = authority_params(&self.cluster, "", now)?;
+        params.distinguished_name = DistinguishedName::new();
+        // Both as this file makes them.
+        for name in old.subject().iter_organization() {
+            params.distinguished_name.push(DnType::OrganizationName, name.as_str()?);
+        }
+        for name in old.subject().iter_common_name() {
+            params.distinguished_name.push(DnType::CommonName, name.as_str()?);
+        }
+        let new = params.self_signed(self.issuer.key())?;
+        let is_root = self.chain.len() == 1;
+        let mut chain = if is_root { vec![new.der().to_vec()] } else { self.below(new.der()) };
+        chain.truncate(1 + ANCESTORS_MAX);
+        Ok(Some(chain))
     }
 
     fn below(&self, certificate: &CertificateDer<'_>) -> Vec<Vec<u8>> {
@@ -178,7 +214,11 @@ impl Ca {
     }
 }
 
-fn authority_params(cluster: &str, storage_id: &str) -> anyhow::Result<CertificateParams> {
+fn authority_params(
+    cluster: &str,
+    storage_id: &str,
+    now: SystemTime,
+) -> anyhow::Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, format!("steading {cluster}"));
@@ -195,7 +235,6 @@ fn authority_params(cluster: &str, storage_id: &str) -> anyhow::Result<Certifica
         ],
     });
     params.serial_number = Some(serial()?);
-    let now = SystemTime::now();
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + AUTHORITY_LIFE).into();
     Ok(params)
@@ -208,4 +247,75 @@ fn serial() -> anyhow::Result<SerialNumber> {
     // Positive, and of one length.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::RootCertStore;
+    use rustls::pki_types::UnixTime;
+    use rustls::server::WebPkiClientVerifier;
+    use steading_proto::tls::request_for;
+
+    use super::*;
+
+    const CLUSTER: &str = "c0ffee";
+    const YEAR: Duration = Duration::from_secs(366 * 86_400);
+
+    #[test]
+    fn a_ca_that_is_about_to_be_over_goes_on_under_its_name_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let root = Ca::open(&dir.path().join("root"), CLUSTER, "one").unwrap();
+        // A second one, below it, as a coordinator has it that joined.
+        let second = dir.path().join("second");
+        let key = KeyPair::from_pem(&Ca::key(&second).unwrap()).unwrap();
+        let chain = root.sign_authority(&asked(&key), "two").unwrap();
+        Ca::store(&second, &chain).unwrap();
+        let second = Ca::open(&second, CLUSTER, "two").unwrap();
+
+        for (ca, above) in [(&root, 0), (&second, 2)] {
+            assert_eq!(ca.renewal(now).unwrap(), None);
+            assert_eq!(ca.renewal(now + 7 * YEAR).unwrap(), None);
+            let chain = ca.renewal(now + 9 * YEAR).unwrap().expect("it is due");
+            assert_eq!(chain.len(), 1 + above, "what is above it is still named");
+            let new = CertificateDer::from(chain[0].clone());
+            assert_eq!(SpkiHash::of(&new).unwrap(), SpkiHash::of(&ca.chain[0]).unwrap());
+            let (_, read) = X509Certificate::from_der(&chain[0]).unwrap();
+            let end = SystemTime::from(read.validity().not_after.to_datetime());
+            assert!(end > now + 18 * YEAR);
+            // What the CA signed before is believed by it.
+            let member = KeyPair::generate().unwrap();
+            let leaf = ca.sign(&asked(&member), Role::Agent, "a").unwrap().remove(0);
+            believes(&new, &leaf.into());
+        }
+        // And the second one by the renewed root.
+        let renewed = root.renewal(now + 9 * YEAR).unwrap().expect("it is due").remove(0);
+        let member = KeyPair::generate().unwrap();
+        let mut chain = second.sign(&asked(&member), Role::Agent, "a").unwrap();
+        let (leaf, above) = (chain.remove(0), chain.remove(0));
+        believes_through(&renewed.into(), &[above.into()], &leaf.into());
+    }
+
+    fn asked(key: &KeyPair) -> Asked {
+        Asked::read(&request_for(key).unwrap()).unwrap()
+    }
+
+    fn believes(anchor: &CertificateDer<'static>, leaf: &CertificateDer<'static>) {
+        believes_through(anchor, &[], leaf);
+    }
+
+    fn believes_through(
+        anchor: &CertificateDer<'static>,
+        between: &[CertificateDer<'static>],
+        leaf: &CertificateDer<'static>,
+    ) {
+        let mut roots = RootCertStore::empty();
+        roots.add(anchor.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        verifier.verify_client_cert(leaf, between, UnixTime::now()).unwrap();
+    }
 }

@@ -130,7 +130,7 @@ impl JoinService {
             let known = std::iter::once(&known.certificate).chain(&known.ancestors);
             return Ok(known.cloned().collect());
         }
-        let chain = credentials.ca.sign_authority(asked, storage_id).map_err(internal)?;
+        let chain = credentials.ca.load().sign_authority(asked, storage_id).map_err(internal)?;
         self.replica.propose(add_authority(storage_id, chain.clone())).await?;
         Ok(chain)
     }
@@ -143,7 +143,7 @@ impl JoinService {
         name: &str,
         authority: Vec<Vec<u8>>,
     ) -> Result<v1::Credentials, Status> {
-        let chain = credentials.ca.sign(asked, role, name).map_err(internal)?;
+        let chain = credentials.ca.load().sign(asked, role, name).map_err(internal)?;
         let cluster = &credentials.identity.current().certified.id;
         let id = steading_model::SpiffeId::new(cluster.cluster(), role, name);
         Ok(v1::Credentials {

@@ -13,9 +13,10 @@ mod service;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use steading_core::{Authority, Proposal, State};
@@ -50,7 +51,9 @@ pub(crate) struct Secured(Arc<OnceLock<Credentials>>);
 /// Who the coordinator is.
 #[derive(Debug)]
 pub(crate) struct Credentials {
-    ca: Ca,
+    ca: ArcSwap<Ca>,
+    /// Where the CA is kept; none where the operator gave it, who renews it as well.
+    ca_dir: Option<PathBuf>,
     storage_id: String,
     pub(crate) identity: Arc<Identity>,
 }
@@ -95,7 +98,8 @@ impl Credentials {
         let dir = data_dir.join(IDENTITY_DIR);
         issue(&ca, &dir, &node.cluster_id, &node.storage_id)?;
         let identity = Identity::load(&dir)?;
-        Ok(Self { ca, storage_id: node.storage_id, identity })
+        let ca_dir = given.is_none().then(|| data_dir.join(CA_DIR));
+        Ok(Self { ca: ArcSwap::from_pointee(ca), ca_dir, storage_id: node.storage_id, identity })
     }
 
     /// Keeps the certificate fresh, the CAs those of the state, and denied members out,
@@ -117,11 +121,20 @@ impl Credentials {
             let state = replica.view();
             connections.cut_off_denied(&state);
             let Some(credentials) = secured.get() else { continue };
-            if state.authority(&credentials.storage_id).is_none() {
+            let known = state.authority(&credentials.storage_id);
+            if known.is_none_or(|known| known.certificate != *credentials.ca.load().chain()[0]) {
+                credentials.announce(&replica).await;
+            }
+            if known.is_none() {
                 // A new root, or a state that is still to come: whoever joined believes
                 // those whom it was told of, or it would hear of no state.
-                credentials.announce(&replica).await;
                 continue;
+            }
+            // The leader alone can tell the others of it.
+            if replica.standing().borrow().leads
+                && let Err(error) = credentials.renew_authority(SystemTime::now())
+            {
+                tracing::error!(%error, "the coordinator's CA was not renewed");
             }
             let bundle = credentials.bundle(&state);
             if told.as_ref() != Some(&bundle) {
@@ -140,7 +153,8 @@ impl Credentials {
     /// Makes the CA known. Only the leader can, and a CA that was certified by another
     /// coordinator is known already.
     async fn announce(&self, replica: &Replica) {
-        let chain: Vec<Vec<u8>> = self.ca.chain().iter().map(|one| one.to_vec()).collect();
+        let ca = self.ca.load_full();
+        let chain: Vec<Vec<u8>> = ca.chain().iter().map(|one| one.to_vec()).collect();
         if let Err(error) = replica.propose(add_authority(&self.storage_id, chain)).await {
             tracing::debug!(%error, "the CA is not known yet");
         }
@@ -159,7 +173,7 @@ impl Credentials {
             }
         }
         if state.authority(&self.storage_id).is_none() {
-            anchors.push(self.ca.chain()[0].to_vec());
+            anchors.push(self.ca.load().chain()[0].to_vec());
         }
         // One CA for several coordinators, of which one left.
         retired.retain(|certificate| !anchors.contains(certificate));
@@ -180,10 +194,24 @@ impl Credentials {
     fn renew_own(&self) -> anyhow::Result<()> {
         if tls::is_due(&self.identity) {
             let cluster = self.identity.current().certified.id.cluster().to_owned();
-            issue(&self.ca, self.identity.dir(), &cluster, &self.storage_id)?;
+            issue(&self.ca.load(), self.identity.dir(), &cluster, &self.storage_id)?;
             self.identity.reload()?;
         }
         Ok(())
+    }
+
+    /// Makes the CA's certificate anew where it will soon be over. It is stored first, and
+    /// announced by whoever finds that the state has another one: a crash in between
+    /// changes nothing, for both are of one name and key.
+    fn renew_authority(&self, now: SystemTime) -> anyhow::Result<()> {
+        let Some(dir) = &self.ca_dir else { return Ok(()) };
+        let Some(chain) = self.ca.load().renewal(now)? else { return Ok(()) };
+        Ca::store(dir, &chain)?;
+        let cluster = self.identity.current().certified.id.cluster().to_owned();
+        self.ca.store(Arc::new(Ca::open(dir, &cluster, &self.storage_id)?));
+        tracing::info!("the coordinator's CA was renewed");
+        issue(&self.ca.load(), self.identity.dir(), &cluster, &self.storage_id)?;
+        Ok(self.identity.reload()?)
     }
 
     /// The key of the nearest CA that is above all that are believed: by it a joiner
@@ -192,7 +220,8 @@ impl Credentials {
         let keys = |chain: &mut dyn Iterator<Item = &[u8]>| -> anyhow::Result<Vec<SpkiHash>> {
             chain.map(|der| Ok(SpkiHash::of(&CertificateDer::from(der))?)).collect()
         };
-        let own = keys(&mut self.ca.chain().iter().map(AsRef::as_ref))?;
+        let ca = self.ca.load_full();
+        let own = keys(&mut ca.chain().iter().map(AsRef::as_ref))?;
         let anchors = state.authorities().filter(|one| state.is_anchor(one, state.now()));
         let others = anchors
             .map(|one: &Authority| {

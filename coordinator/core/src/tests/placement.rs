@@ -76,6 +76,22 @@ fn a_preempted_job_avoids_its_pool_and_prefers_machines_that_stay() {
 }
 
 #[test]
+fn what_is_handed_back_unstarted_does_so_as_well() {
+    check(
+        "0s  agent A1 slots=9 pool=a spot
+         0s  admit R1 j(spot=prefer)
+         0s  assign job-1 agent-1
+         1s  hand-back agent-1 L1 window=15s
+         2s  agent A2 slots=5 pool=a spot
+         2s  agent A3 slots=1 pool=b spot
+         2s  show place agent-2 agent-3         -> job-1 agent-3
+         3s  agent A4 slots=1 pool=steady
+         3s  show place agent-2 agent-3 agent-4 -> job-1 agent-4
+         3s  show attempts job-1                -> #1 none",
+    );
+}
+
+#[test]
 fn a_near_deadline_decides_before_cost() {
     check(
         "0s  agent A1 slots=9 pool=a spot

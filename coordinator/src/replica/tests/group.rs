@@ -1,7 +1,9 @@
 //! Several replicas, their messages carried from one to the other in memory.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use raft::eraftpb::{
@@ -94,9 +96,35 @@ async fn one_that_fell_behind_takes_the_snapshot_also_after_a_restart() {
     group.stop_all().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_cut_off_comes_again_and_leaves_nothing_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let mut group = Group::default();
+    group.start(1, &root.path().join("1"), None);
+    let first = group.replica(1);
+    for number in 0..300 {
+        register(&first, &format!("agent-{number}")).await;
+    }
+    group.cuts.store(2, Ordering::Relaxed);
+    let dir = root.path().join("2");
+    group.start(2, &dir, Some(group.joined(2)));
+    first.change_membership(add_learner(2)).await.unwrap();
+    group.knows(2, "agent-299").await;
+    assert_eq!(group.cuts.load(Ordering::Relaxed), 0, "it was cut off twice");
+    register(&first, "last").await;
+    group.knows(2, "last").await;
+    assert_eq!(group.replica(2).view().chain(), first.view().chain());
+    let left = std::fs::read_dir(dir.join("snapshots")).unwrap().map(|entry| entry.unwrap());
+    let left: Vec<_> = left.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    assert!(left.len() <= 2 && left.iter().all(|name| name.ends_with(".snap")), "{left:?}");
+    group.stop_all().await;
+}
+
 /// Replicas by id, and who carries their messages.
 #[derive(Default)]
 struct Group {
+    /// So many snapshots are still to be cut off on their way.
+    cuts: Arc<AtomicUsize>,
     members: Arc<Mutex<BTreeMap<u64, Replica>>>,
     threads: BTreeMap<u64, ReplicaThread>,
     carriers: JoinSet<()>,
@@ -109,7 +137,8 @@ impl Group {
         assert_eq!(replica.id(), id);
         self.members.lock().unwrap().insert(id, replica.clone());
         self.threads.insert(id, thread);
-        self.carriers.spawn(carry(replica, outbound, Arc::clone(&self.members)));
+        let (members, cuts) = (Arc::clone(&self.members), Arc::clone(&self.cuts));
+        self.carriers.spawn(carry(replica, outbound, members, cuts));
     }
 
     fn joined(&self, replica_id: u64) -> Joined {
@@ -163,6 +192,7 @@ async fn carry(
     from: Replica,
     mut outbound: mpsc::Receiver<Vec<Message>>,
     members: Arc<Mutex<BTreeMap<u64, Replica>>>,
+    cuts: Arc<AtomicUsize>,
 ) {
     while let Some(messages) = outbound.recv().await {
         for message in messages {
@@ -170,7 +200,7 @@ async fn carry(
             let member = members.lock().unwrap().get(&to).cloned();
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 let ok = match member {
-                    Some(member) => ship(&from, &member, message).await,
+                    Some(member) => ship(&from, &member, message, &cuts).await,
                     None => false,
                 };
                 from.report_snapshot(to, ok).await;
@@ -181,12 +211,18 @@ async fn carry(
     }
 }
 
-async fn ship(from: &Replica, to: &Replica, message: Message) -> bool {
+async fn ship(from: &Replica, to: &Replica, message: Message, cuts: &AtomicUsize) -> bool {
     let index = message.get_snapshot().get_metadata().index;
     let (Ok(mut file), Ok(mut incoming)) = (from.open_snapshot(index), to.incoming_snapshot())
     else {
         return false;
     };
+    let less = |left: usize| left.checked_sub(1);
+    if cuts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+        let half = file.metadata().unwrap().len() / 2;
+        std::io::copy(&mut file.take(half), &mut incoming).unwrap();
+        return false;
+    }
     std::io::copy(&mut file, &mut incoming).unwrap();
     to.install_snapshot(incoming, message).await.is_ok()
 }
