@@ -142,18 +142,42 @@ async fn remove(args: &ClusterRemove) -> Result<(), Failure> {
 
 async fn transfer(args: &ClusterTransfer) -> Result<(), Failure> {
     let reach = Reach::new(&args.coordinated).await?;
-    let request = v1::TransferLeadershipRequest { replica_id: args.replica.unwrap_or(0) };
-    let moved = reach.coordinators.call_over(CHANGE_MAX, |channel| async move {
-        ClusterClient::new(channel).transfer_leadership(request).await
-    });
-    let moved = moved.await;
+    let moved = ask_to_transfer(&reach, args.replica).await;
     reach.stop().await?;
-    let moved = moved.map_err(|status| match status.code() {
+    let leader = moved.map_err(|status| match status.code() {
         Code::FailedPrecondition => Failure::usage(status.message()),
         _ => failure("transfer the leadership", status),
     })?;
-    out::line(format_args!("coordinator {} leads", moved.replica_id))?;
+    out::line(format_args!("coordinator {leader} leads"))?;
     Ok(())
+}
+
+/// Who leads afterwards. The leader that hands over may be gone before its answer is
+/// passed on, and to ask the next one again would move the leadership twice.
+async fn ask_to_transfer(reach: &Reach, to: Option<u64>) -> Result<u64, tonic::Status> {
+    let leads = async |channel| {
+        let mut cluster = ClusterClient::new(channel);
+        let status = cluster.get_cluster_status(v1::GetClusterStatusRequest {}).await?;
+        let members = status.into_inner().members;
+        let leader = members.iter().find(|member| member.leader);
+        leader
+            .map(|member| member.replica_id)
+            .ok_or_else(|| tonic::Status::unavailable("no leader"))
+    };
+    let before = reach
+        .coordinators
+        .call_over(CHANGE_MAX, async |channel| Ok(tonic::Response::new(leads(channel).await?)));
+    let before = before.await?;
+    let request = v1::TransferLeadershipRequest { replica_id: to.unwrap_or(0) };
+    let moved = reach.coordinators.call_over(CHANGE_MAX, async |channel| {
+        let now = leads(channel.clone()).await?;
+        if now != before && to.is_none_or(|to| to == now) {
+            return Ok(tonic::Response::new(now));
+        }
+        let moved = ClusterClient::new(channel).transfer_leadership(request).await?;
+        Ok(tonic::Response::new(moved.into_inner().replica_id))
+    });
+    moved.await
 }
 
 /// What a new coordinator is started with.
