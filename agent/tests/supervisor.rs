@@ -168,6 +168,37 @@ async fn a_lease_that_is_over_freezes_the_tree_and_a_new_deadline_thaws_it() {
 }
 
 #[tokio::test]
+async fn a_frozen_tree_stays_frozen_though_somebody_else_lets_it_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut supervisor = start();
+    let lease = supervisor.lease();
+    lease.deadline(boottime_ms() + 300).await.unwrap();
+    let script = format!("echo $$ > {0}/p; mv {0}/p {0}/pid; sleep 1000", folder.path().display());
+    let mut output = Vec::new();
+    let never = CancellationToken::new();
+    let run = supervisor.run(shell(&script), &mut output, &never);
+    let watch = async {
+        let pid = read_pid(folder.path()).await;
+        eventually("the tree is frozen", || state(pid) == Some('T')).await;
+        for _ in 0..3 {
+            signal(pid, "CONT").await;
+            eventually("it is frozen again", || state(pid) == Some('T')).await;
+        }
+        lease.fence().await.unwrap();
+    };
+    let (exit, ()) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(run, watch) }).await.unwrap();
+    assert!(exit.unwrap().fenced);
+}
+
+/// As somebody else sends it.
+async fn signal(pid: u32, signal: &str) {
+    let words = [format!("-{signal}"), pid.to_string()];
+    let sent = tokio::process::Command::new("kill").args(words).status().await.unwrap();
+    assert!(sent.success());
+}
+
+#[tokio::test]
 async fn a_lease_that_is_refused_kills_at_once() {
     let mut supervisor = start();
     let lease = supervisor.lease();

@@ -55,6 +55,9 @@ pub struct Config {
     /// milliseconds; then it fails with class `config`. That it waits so is told at once.
     #[serde(default = "unplaceable_ms_default")]
     pub unplaceable_ms: u64,
+    /// How long an agent may be away before it is taken to be gone for good, milliseconds.
+    #[serde(default = "agent_away_ms_default")]
+    pub agent_away_ms: u64,
     /// Where blobs and results of actions are durable. None: in this coordinator's own
     /// store, which several coordinators cannot share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +163,10 @@ const fn unplaceable_ms_default() -> u64 {
     24 * 3_600_000
 }
 
+const fn agent_away_ms_default() -> u64 {
+    3_600_000
+}
+
 impl Config {
     /// The defaults, for this data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
@@ -172,6 +179,7 @@ impl Config {
             ca: None,
             disk_low_bytes: None,
             ballast_bytes: ballast_bytes_default(),
+            agent_away_ms: agent_away_ms_default(),
             unplaceable_ms: unplaceable_ms_default(),
             object_store: None,
             advertise: None,
@@ -219,6 +227,7 @@ impl Config {
             check_endpoint(endpoint)?;
         }
         within("ballast_bytes", self.ballast_bytes, 0, BALLAST_BYTES_MAX)?;
+        within("agent_away_ms", self.agent_away_ms, 1, u64::MAX)?;
         within("unplaceable_ms", self.unplaceable_ms, 1, u64::MAX)?;
         let kept = self.finished_runs_kept as u64;
         within("finished_runs_kept", kept, 1, FINISHED_RUNS_MAX as u64)

@@ -3,6 +3,7 @@
 
 mod api;
 mod auth;
+mod away;
 pub mod backup;
 mod blocking;
 mod cache;

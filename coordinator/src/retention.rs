@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kept_logs;
 use crate::logs::Logs;
-use crate::replica::{ProposeError, Replica};
+use crate::replica::{ProposeError, Replica, Standing};
 
 /// Runs until `stop`; looks whenever a run has ended. The last `keep` ended runs stay.
 pub(crate) async fn run(
@@ -22,16 +22,17 @@ pub(crate) async fn run(
     keep: usize,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut swept = false;
+    let standing = replica.standing();
+    let mut swept = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = run_finished.notified() => (),
         }
-        if !swept {
-            // Logs of runs that were retired while the process was killed.
+        // Logs of runs that were retired while the process was killed, or another one led.
+        let Standing { term, leads, .. } = *standing.borrow();
+        if leads && swept.replace(term) != Some(term) {
             remove_logs(&replica, &logs, None).await;
-            swept = true;
         }
         retire(&replica, &logs, &front, keep).await;
     }

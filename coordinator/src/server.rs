@@ -47,7 +47,7 @@ use crate::peers::{self, Dialler, ReplicationService};
 use crate::planner::Planner;
 use crate::replica::{DirLock, Notice, ReplicaThread};
 use crate::run_watch;
-use crate::{expiry, group, kept_logs, origin, retention, unplaceable};
+use crate::{away, expiry, group, kept_logs, origin, retention, unplaceable};
 
 use failure::Failure;
 use parts::{Opened, Parts};
@@ -351,6 +351,9 @@ impl Coordinator {
         let (replica, leadership) = (parts.replica.clone(), parts.leadership.clone());
         self.task("expiry", expiry::run(replica.clone(), leadership.clone(), leases, stop()));
         let (farm, leads, patience) = (replica.clone(), leadership.clone(), parts.unplaceable);
+        let (sessions, away_max) = (Arc::clone(&parts.sessions), parts.agent_away);
+        let absent = away::run(farm.clone(), leads.clone(), sessions, away_max, stop());
+        self.task("absent agents", absent);
         self.task("unplaceable", unplaceable::run(farm, leads, patience, stop()));
         let watch = Arc::clone(&parts.watch);
         self.task("watches", run_watch::follow(replica, leadership, watch, stop()));

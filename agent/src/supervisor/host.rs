@@ -353,6 +353,9 @@ impl Host {
         if let Some(since) = self.frozen_since_ms {
             if now >= since.saturating_add(FROZEN_MS_MAX) {
                 self.fence();
+            } else {
+                // Somebody else may have let one of them go on, or one was forked too fast.
+                stop_all(Pid::this());
             }
             return;
         }

@@ -40,9 +40,11 @@ impl State {
         self.present().map(|replica| replica.level).min().unwrap_or(LEVEL_FIRST)
     }
 
-    /// Whether all replicas hash the same into the chain.
-    pub fn chain_is_common(&self) -> bool {
-        self.present().all(|replica| replica.level == self.feature_level())
+    /// Whether all replicas hash the same into the chain, as far as `replica` can tell, whose
+    /// version knows `level`. Its own row may still tell of the version that it had before.
+    pub fn chain_is_common(&self, replica: u64, level: u32) -> bool {
+        let told = self.replica(replica).is_none_or(|row| row.level == level);
+        told && self.present().all(|replica| replica.level == self.feature_level())
     }
 
     fn present(&self) -> impl Iterator<Item = &Replica> {

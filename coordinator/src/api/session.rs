@@ -165,8 +165,14 @@ impl Connected<'_> {
         let state = self.parts.replica.view();
         match state.agent(self.agent) {
             Some(agent) if agent.incarnation == incarnation && is_named(agent, name) => {
-                if agent.removed && state.leases_of(self.agent).next().is_none() {
+                let idle = state.leases_of(self.agent).next().is_none();
+                if agent.removed && idle {
                     return Err(End::Told(Status::permission_denied("the agent was removed")));
+                }
+                // It was away for so long that it was given up. It gets no work before it
+                // registers, and has nothing to lose.
+                if agent.retired && !agent.removed && idle {
+                    return Err(End::Told(unknown_agent()));
                 }
             }
             Some(agent) => return Err(End::Told(not_current(agent, name))),

@@ -50,6 +50,7 @@ pub(super) struct Parts {
     pub(super) data_dir: PathBuf,
     pub(super) disk: Disk,
     pub(super) unplaceable: Duration,
+    pub(super) agent_away: Duration,
 }
 
 pub(super) struct Opened {
@@ -121,6 +122,7 @@ pub(super) fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Op
         data_dir: dir.clone(),
         disk,
         unplaceable: Duration::from_millis(config.unplaceable_ms),
+        agent_away: Duration::from_millis(config.agent_away_ms),
     };
     Ok(Opened { parts, thread, notices, outbound })
 }

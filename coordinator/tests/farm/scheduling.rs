@@ -126,3 +126,31 @@ async fn explain(farm: &Farm, run_id: u64, job: &str) -> Vec<v1::JobExplanation>
     let request = v1::ExplainJobRequest { run_id, job: job.to_owned() };
     farm.pipelines().explain_job(request).await.unwrap().into_inner().jobs
 }
+
+#[tokio::test]
+async fn an_agent_that_went_without_a_word_is_retired_and_may_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = steading_coordinator::Config::new(dir.path());
+    (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+    config.agent_away_ms = 1_000;
+    let farm = Farm::start_with(config).await;
+    let mut agent = Agent::join(&farm, "a").await;
+    let mut stays = Agent::join(&farm, "b").await;
+    agent.close();
+    let mut fleet = v1::fleet_client::FleetClient::new(farm.channel());
+    soon("its end", async {
+        let ask = || v1::ListAgentsRequest { name: "a".into(), ..Default::default() };
+        let gone = v1::agent_info::State::Gone;
+        while fleet.list_agents(ask()).await.unwrap().into_inner().agents[0].state() != gone {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = agent.try_connect(&farm, &[]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "it has to register first");
+    drop(agent);
+    farm.submit("r1", GROUP).await;
+    stays.work(&farm, &[]).await;
+    Agent::register(&farm, "a").await;
+    farm.stop().await;
+}

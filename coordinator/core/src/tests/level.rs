@@ -13,12 +13,12 @@ fn the_level_is_raised_once_all_replicas_know_it_and_never_lowered() {
     stage.apply(NOW, admit("b", 1)).unwrap();
     assert_eq!(stage.apply(NOW, Proposal::SetFeatureLevel { level: 2 }), refused(2));
     assert_eq!(stage.apply(NOW, probe()), refused(2));
-    assert!(!stage.state.chain_is_common());
+    assert!(!stage.state.chain_is_common(1, 2));
 
     stage.apply(NOW, admit("b", 2)).unwrap();
     stage.apply(NOW, Proposal::SetFeatureLevel { level: 2 }).unwrap();
     assert_eq!(stage.state.feature_level(), 2);
-    assert!(stage.state.chain_is_common());
+    assert!(stage.state.chain_is_common(1, 2));
     stage.apply(NOW, probe()).unwrap();
     let refused = |level| Err(Rejection::FeatureLevel { level, current: 2 });
     for level in [0, 1, 2, 3] {
@@ -26,6 +26,16 @@ fn the_level_is_raised_once_all_replicas_know_it_and_never_lowered() {
     }
     // An older version would not understand the log.
     assert_eq!(stage.apply(NOW, admit("c", 1)), refused(1));
+}
+
+#[test]
+fn a_new_version_compares_nothing_before_its_row_says_that_it_is_new() {
+    let mut stage = Stage::default();
+    stage.apply(NOW, update(1, 1)).unwrap();
+    stage.apply(NOW, admit("b", 1)).unwrap();
+    assert!(stage.state.chain_is_common(1, 1));
+    // Replica 1 was started as a later version just now, and hashes what that would.
+    assert!(!stage.state.chain_is_common(1, 2));
 }
 
 fn update(replica: u64, level: u32) -> Proposal {

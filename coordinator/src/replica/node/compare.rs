@@ -55,11 +55,15 @@ impl Node {
             return Some(Proposal::SetFeatureLevel { level });
         }
         let due = index >= self.chains.compared + COMPARE_ENTRIES;
-        if !due || self.is_alone() || !self.state.chain_is_common() {
+        if !due || self.is_alone() || !self.chain_is_common() {
             return None;
         }
         self.chains.compared = index;
         Some(Proposal::CompareChain { index, chain: self.state.chain() })
+    }
+
+    fn chain_is_common(&self) -> bool {
+        self.state.chain_is_common(self.raw.raft.id, self.known)
     }
 
     /// Compares the leader's chain with this replica's.
@@ -67,7 +71,7 @@ impl Node {
         let Proposal::CompareChain { index, chain } = proposal else { return Ok(()) };
         self.chains.compared = self.chains.compared.max(*index);
         match self.chains.at(*index) {
-            Some(ours) if ours != *chain && self.state.chain_is_common() => {
+            Some(ours) if ours != *chain && self.chain_is_common() => {
                 Err(ReplicaError::Diverged { index: *index })
             }
             Some(_) | None => Ok(()),
