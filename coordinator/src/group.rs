@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use steading_core::{Proposal, Rejection};
+use steading_core::{Proposal, Rejection, State};
 use steading_proto::v1;
 use steading_proto::v1::cluster_client::ClusterClient;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -91,10 +91,18 @@ async fn keep_up(peers: &Peers, replica: &Replica) -> Result<(), ProposeError> {
 /// What this leader knows of the group.
 pub(crate) async fn seen(peers: &Peers, replica: &Replica) -> Result<Group, ProposeError> {
     let status = replica.status().await?;
-    let state = replica.view();
+    Ok(as_seen(peers.me().id, status, &replica.view(), &peers.clocks_off()))
+}
+
+/// What the leader knows of the group by Raft's status and the rows.
+pub(crate) fn as_seen(
+    leader: u64,
+    status: GroupStatus,
+    state: &State,
+    clocks_off: &BTreeSet<u64>,
+) -> Group {
     let ids: BTreeSet<u64> =
         status.membership.all().chain(state.replicas().map(|row| row.id)).collect();
-    let clocks_off = peers.clocks_off();
     let member = |id: u64| {
         let row = state.replica(id);
         let progress = status.progress.get(&id);
@@ -107,9 +115,9 @@ pub(crate) async fn seen(peers: &Peers, replica: &Replica) -> Result<Group, Prop
             clock_is_off: clocks_off.contains(&id),
         }
     };
-    let GroupStatus { commit, membership, .. } = status;
     let members = ids.into_iter().map(|id| (id, member(id))).collect();
-    Ok(Group { leader: peers.me().id, commit, membership, members })
+    let GroupStatus { commit, membership, .. } = status;
+    Group { leader, commit, membership, members }
 }
 
 /// Tells the leader where this replica listens, until it knows. Its answer is also how
@@ -187,7 +195,7 @@ pub(crate) fn update(me: &Me) -> Proposal {
 
 /// The change as Raft has it. Learners change one at a time, voters in a joint
 /// configuration that stays until a change of its own ends it.
-fn to_raft(change: &Change) -> ConfChangeV2 {
+pub(crate) fn to_raft(change: &Change) -> ConfChangeV2 {
     let one = |kind, id| {
         let mut one = ConfChangeSingle::default();
         one.set_change_type(kind);

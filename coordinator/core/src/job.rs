@@ -26,7 +26,8 @@ impl State {
         at_most("number of labels of a job", job.labels.len(), LABELS_MAX)?;
         let size_max = JOB_ROW_BYTES_MAX - JOB_ROW_GROWTH_BYTES_MAX;
         at_most("size of a job's definition", job.to_bytes().len(), size_max)?;
-        if self.leg(run, &job.key, job.leg).is_some() && !has_bug!(PlanTwice) {
+        let there = self.leg(run, &job.key, job.leg);
+        if there.is_some_and(|leg| leg.version == turn.version || !has_bug!(PlanTwice)) {
             return Err(Rejection::JobKeyRepeated(job.key));
         }
         let id = self.meta.counters.job.next();

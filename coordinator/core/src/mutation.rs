@@ -14,7 +14,7 @@ pub enum Mutation {
     ApplyRejectionPartially,
     /// Epochs are counted from those in use, not from those ever used.
     ReuseId,
-    /// Renewals are acknowledged without asking the group who leads.
+    /// Renewals, and all else that asks for it, are answered without asking the group who leads.
     StaleLeaderRenews,
     /// A plan is accepted whatever revision it was made for.
     PlanTwice,

@@ -20,6 +20,8 @@ mod open;
 mod reads;
 mod salvage;
 #[cfg(any(test, feature = "testkit"))]
+mod sim_dice;
+#[cfg(any(test, feature = "testkit"))]
 pub mod sim_fs;
 #[cfg(feature = "testkit")]
 pub mod sim_member;

@@ -403,6 +403,14 @@ impl Node {
             self.raw.raft.leader_id != raft::INVALID_ID
         };
         if somebody_answers && let Some(context) = self.reads.question(self.ticks) {
+            #[cfg(feature = "testkit")]
+            if self.raw.raft.state == StateRole::Leader
+                && steading_core::mutation::is_on(
+                    steading_core::mutation::Mutation::StaleLeaderRenews,
+                )
+            {
+                return self.reads.answered(&context, self.applied.index);
+            }
             self.raw.read_index(context);
         }
     }

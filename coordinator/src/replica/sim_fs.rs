@@ -11,39 +11,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use super::sim_dice::Dice;
 use super::vfs::{Vfs, VfsFile};
 
 /// What a disk writes whole, bytes.
 const SECTOR: usize = 512;
-
-/// Small, fast and seeded (xorshift64*): the same seed is the same story.
-#[derive(Clone, Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    /// Dice that always fall the same way for `seed`.
-    pub const fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// Any number.
-    pub const fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `bound`, which must not be zero.
-    pub const fn below(&mut self, bound: u64) -> u64 {
-        (self.roll() >> 11) % bound
-    }
-
-    /// True `n` times out of `of`.
-    pub const fn chance(&mut self, n: u64, of: u64) -> bool {
-        self.below(of) < n
-    }
-}
 
 /// What goes wrong besides power.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +26,25 @@ pub struct Faults {
     pub capacity: Option<u64>,
     /// The n-th sync from now fails, and loses what it should have written.
     pub fail_sync_in: Option<u64>,
+    /// The n-th write from now fails, half of it done.
+    pub fail_write_in: Option<u64>,
+}
+
+/// What went wrong so far, so that a simulation can tell that it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Of unsynced sectors, when the power went: as they were before, as they were last,
+    /// and as they were in between.
+    pub sectors_lost: u64,
+    pub sectors_kept: u64,
+    pub sectors_older: u64,
+    /// Unsynced changes of names that the power took back.
+    pub names_lost: u64,
+    /// Power cuts in the middle of an operation.
+    pub cut_short: u64,
+    pub syncs_failed: u64,
+    pub writes_failed: u64,
+    pub writes_refused: u64,
 }
 
 /// The file system; clones are handles of the same one.
@@ -78,7 +69,7 @@ struct Disk {
     /// Raised by a power cut and by a kill: handles of earlier lives are dead.
     life: u64,
     operations: u64,
-    failures: u64,
+    losses: Losses,
 }
 
 #[derive(Clone, Debug)]
@@ -130,16 +121,21 @@ impl Inode {
     }
 
     /// Each unsynced sector is as it was, as it is, or as it was in between.
-    fn lose_power(&mut self, dice: &mut Dice) {
+    fn lose_power(&mut self, dice: &mut Dice, losses: &mut Losses) {
         // Whole files lost and whole files kept are the likely ends, so they get their share.
         let kept_of_4 = dice.below(5);
         for (sector, versions) in std::mem::take(&mut self.dirty) {
             if dice.chance(kept_of_4, 4) {
+                let last = versions.len() - 1;
                 let version = match dice.chance(3, 4) {
-                    true => versions.len() - 1,
+                    true => last,
                     false => dice.below(versions.len() as u64) as usize,
                 };
+                losses.sectors_kept += u64::from(version == last);
+                losses.sectors_older += u64::from(version < last);
                 self.persist(sector * SECTOR, &versions[version]);
+            } else {
+                losses.sectors_lost += 1;
             }
         }
         if self.durable.len() < self.bytes.len() && dice.chance(1, 2) {
@@ -172,7 +168,13 @@ impl SimFs {
 
     /// Faults so far that somebody was told of: failed syncs, writes to a full disk.
     pub fn failures(&self) -> u64 {
-        self.disk().failures
+        let losses = self.losses();
+        losses.syncs_failed + losses.writes_failed + losses.writes_refused
+    }
+
+    /// Everything that went wrong so far.
+    pub fn losses(&self) -> Losses {
+        self.disk().losses
     }
 
     /// Bytes of all files.
@@ -201,12 +203,16 @@ impl SimFs {
         for change in changes {
             if dice.chance(kept_of_4, 4) {
                 change.apply(&mut disk.durable_names);
+            } else {
+                disk.losses.names_lost += 1;
             }
         }
         disk.names = disk.durable_names.clone();
+        let mut losses = disk.losses;
         for inode in disk.inodes.values_mut() {
-            inode.lose_power(dice);
+            inode.lose_power(dice, &mut losses);
         }
+        disk.losses = losses;
         let named: BTreeSet<u64> = disk.names.values().copied().collect();
         disk.inodes.retain(|inode, _| named.contains(inode));
     }
@@ -222,6 +228,11 @@ impl SimFs {
     pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let disk = self.disk();
         disk.names.get(path).map(|inode| disk.inodes[inode].bytes.clone())
+    }
+
+    /// Every file, by its path.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.disk().names.keys().cloned().collect()
     }
 
     /// Replaces the bytes of a file, on the disk too: a fault of the disk.
@@ -293,6 +304,7 @@ impl Disk {
             None => Ok(false),
             Some(0) => {
                 self.dead = true;
+                self.losses.cut_short += 1;
                 Ok(true)
             }
             Some(left) => {
@@ -431,8 +443,19 @@ impl VfsFile for SimFile {
             let size = disk.inodes.entry(inode).or_default().bytes.len() as u64;
             let grown = (offset + bytes.len() as u64).saturating_sub(size);
             if disk.faults.capacity.is_some_and(|capacity| disk.used() + grown > capacity) {
-                disk.failures += 1;
+                disk.losses.writes_refused += 1;
                 return Err(io::ErrorKind::StorageFull.into());
+            }
+            match &mut disk.faults.fail_write_in {
+                Some(0) => {
+                    disk.faults.fail_write_in = None;
+                    disk.losses.writes_failed += 1;
+                    let half = &bytes[..bytes.len() / 2];
+                    disk.inodes.entry(inode).or_default().write(offset as usize, half);
+                    return Err(io::Error::other("input/output error"));
+                }
+                Some(left) => *left -= 1,
+                None => (),
             }
             disk.inodes.entry(inode).or_default().write(offset as usize, bytes);
             if cut { Err(power_is_off()) } else { Ok(()) }
@@ -455,7 +478,7 @@ impl VfsFile for SimFile {
             match &mut disk.faults.fail_sync_in {
                 Some(0) => {
                     disk.faults.fail_sync_in = None;
-                    disk.failures += 1;
+                    disk.losses.syncs_failed += 1;
                     // The pages stay readable and are clean, as Linux leaves them.
                     inode.dirty.clear();
                     return Err(io::Error::other("input/output error"));

@@ -1,6 +1,8 @@
 //! One member of a simulated group: the real node, log and keeper without threads
 //! and clocks, told what time it is and what came in. For the simulator.
 
+mod group;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -11,19 +13,18 @@ use steading_model::Timestamp;
 use steading_model::codec::Encode;
 use tokio::sync::oneshot;
 
+pub use self::group::Kept;
+pub use super::identity::Joined;
+
 use super::ProposeError;
-use super::identity::Identity;
 use super::image::ImageStore;
 use super::keeper::Keeper;
-use super::membership::Membership;
 use super::node::{ELECTION_TICKS, Node, Output, ReplicaError, Staged};
 use super::open::{Opened, Place, StartError, open};
-use super::snapshot::{self, Header, SnapshotError};
+use super::sim_fs::Dice;
+use super::snapshot::{self, SnapshotError};
 use super::testkit::{Answer, Layout};
-use super::wal::{Position, Promise, Wal, WalOptions};
-
-/// Where a group's log begins, as [`open`] has it.
-const GENESIS: Position = Position { index: 1, term: 1 };
+use super::wal::Position;
 
 /// A message to another member, and the snapshot that it speaks of.
 #[derive(Clone, Debug)]
@@ -41,6 +42,22 @@ impl Letter {
     /// Whether it brings a snapshot, so that its sender is to hear whether it arrived.
     pub const fn is_snapshot(&self) -> bool {
         self.snapshot.is_some()
+    }
+
+    /// The same, its snapshot damaged on the way: a part is missing, or different.
+    #[must_use]
+    pub fn damaged(mut self, dice: &mut Dice) -> Self {
+        if let Some(bytes) = self.snapshot.as_ref().filter(|bytes| !bytes.is_empty()) {
+            let mut bytes = Vec::clone(bytes);
+            let at = dice.below(bytes.len() as u64) as usize;
+            match dice.below(3) {
+                0 => bytes.truncate(at),
+                1 => bytes[at] ^= 1 << dice.below(8),
+                _ => drop(bytes.drain(at / 2..=at)),
+            }
+            self.snapshot = Some(Arc::new(bytes));
+        }
+        self
     }
 
     /// What it says, in a few words.
@@ -67,6 +84,8 @@ pub struct Happened {
     /// Leads from now on, with everything before applied.
     pub leads: bool,
     pub applied: bool,
+    /// The state was replaced by a snapshot's.
+    pub installed: bool,
     /// Index, time and proposals of every wave that was applied.
     pub waves: Vec<(u64, Timestamp, Vec<Proposal>)>,
 }
@@ -85,39 +104,15 @@ pub struct Member {
     election_ticks: usize,
     /// What a snapshot made it stop for.
     failed: Option<ReplicaError>,
+    /// A change of the members that it waits for.
+    change: Option<oneshot::Receiver<Result<(), ProposeError>>>,
+    /// A snapshot took the place of the state.
+    installed: bool,
 }
 
 impl Member {
-    /// Makes the directory of a founding member, one of `voters`: what each would have if
-    /// the others had joined the first one at the very beginning.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`].
-    pub fn found(layout: &Layout, id: u64, voters: &[u64]) -> Result<(), StartError> {
-        let identity = Identity { replica_id: id, ..Identity::first([id as u8; 32]) };
-        let options = WalOptions {
-            dir: layout.dir.join("wal"),
-            id: identity.log_id(),
-            segment_bytes: layout.segment_bytes,
-            frame_bytes: layout.frame_bytes,
-            background: false,
-        };
-        let promise = Promise { term: GENESIS.term, vote: 0, commit: GENESIS.index };
-        let snapshots = layout.dir.join("snapshots");
-        for dir in [&layout.dir, &snapshots] {
-            let failed = |source| StartError::Io { path: dir.clone(), source };
-            layout.vfs.create_dir(dir).map_err(failed)?;
-        }
-        let state = State::default();
-        let membership = Membership { voters: voters.to_vec(), ..Membership::default() };
-        let header = Header { at: GENESIS, membership, chain: state.chain() };
-        snapshot::write(&*layout.vfs, &snapshots, &header, &state)?;
-        Wal::create(Arc::clone(&layout.vfs), options, GENESIS, promise)?;
-        Ok(identity.store(&*layout.vfs, &layout.dir)?)
-    }
-
-    /// Opens the directory. `seed` decides its elections' timing.
+    /// Opens the directory, which becomes that of `joined` where it is empty. `seed` decides
+    /// its elections' timing.
     ///
     /// # Errors
     ///
@@ -125,6 +120,7 @@ impl Member {
     pub fn open(
         layout: &Layout,
         store: Box<dyn ImageStore>,
+        joined: Option<Joined>,
         seed: u64,
     ) -> Result<Self, StartError> {
         let place = Place {
@@ -134,7 +130,7 @@ impl Member {
             frame_bytes: layout.frame_bytes,
             background: false,
             cadence: layout.cadence,
-            join: None,
+            join: joined,
         };
         let Opened { node, keeper, .. } = open(&place, store, || Ok([7; 32]))?;
         let mut member = Self {
@@ -147,6 +143,8 @@ impl Member {
             ticks: 0,
             election_ticks: ELECTION_TICKS,
             failed: None,
+            change: None,
+            installed: false,
         };
         member.draw_election();
         Ok(member)
@@ -170,7 +168,9 @@ impl Member {
             None => self.node.step(message),
             Some(bytes) => {
                 let staged = self.take_snapshot(&message, &bytes)?;
+                let (before, at) = (self.node.applied().index, staged.header.at.index);
                 self.failed = self.node.install(staged, message, &mut self.output).err();
+                self.installed |= before < at && self.node.applied().index >= at;
             }
         }
         self.draw_election();
@@ -265,12 +265,17 @@ impl Member {
             effects: output.effects,
             leads: output.leads,
             applied: output.applied,
+            installed: std::mem::take(&mut self.installed),
             waves: output.waves,
             ..Happened::default()
         };
         if !output.answers.is_empty() {
             output.answers.into_iter().for_each(|(waiter, answer)| drop(waiter.send(answer)));
             happened.answers = ready(&mut self.answers);
+        }
+        for (ended, answer) in output.changes {
+            // Who does not wait any more does not want to know.
+            let _ = ended.send(answer);
         }
         if !output.reads.is_empty() {
             output.reads.into_iter().for_each(|(reader, answer)| drop(reader.send(answer)));
@@ -310,6 +315,12 @@ impl Member {
     pub fn standing(&self) -> (u64, Option<u64>) {
         let standing = self.node.standing();
         (standing.term, standing.leader)
+    }
+
+    /// The term in which it leads, with everything before it applied, as far as it knows.
+    pub fn leads(&self) -> Option<u64> {
+        let standing = self.node.standing();
+        standing.leads.then_some(standing.term)
     }
 
     /// Whether it takes itself for the leader.

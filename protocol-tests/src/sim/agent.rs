@@ -16,6 +16,7 @@ use super::calls::{Answered, Call, Purpose};
 use super::net::Peer;
 use super::queue::{MS, S, Us};
 use super::shell::{End, Hear, Say};
+use super::tally::Seen;
 use super::world::{AgentEvent, Event, Flow, World};
 
 const LEASE: Us = LEASE_AGENT_MS * MS;
@@ -337,6 +338,7 @@ impl World {
             Hear::Offer(lease) => self.offered(agent, lease),
             Hear::Renewed { sequence, leases, refused } => {
                 if let Some(sent) = self.agents[agent].unanswered.remove(&sequence) {
+                    self.audit.tally.saw_many(Seen::Renewed, leases.len() as u64);
                     leases.into_iter().for_each(|lease| self.extend(agent, lease, sent + LEASE));
                 }
                 refused.into_iter().for_each(|lease| self.refuse(agent, lease));
@@ -369,7 +371,10 @@ impl World {
         }
         held.deadline = deadline;
         match held.phase {
-            Phase::Frozen { left, .. } if deadline > local => self.go_on(agent, lease, left),
+            Phase::Frozen { left, .. } if deadline > local => {
+                self.saw(Seen::Thawed);
+                self.go_on(agent, lease, left);
+            }
             Phase::Running { .. } => self.supervise_later(agent, lease),
             _ => self.start_jobs(agent),
         }

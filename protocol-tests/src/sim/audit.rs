@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use steading_core::{Effect, Job, JobStatus, Lease, Proposal, Rejection, State};
 use steading_model::{Incarnation, JobId, RunId, Timestamp, Work};
 
+use super::tally::{Seen, Tally};
+
 /// The row of counters, which a rejection changes too.
 const META_KEY: &[u8] = &[0];
 
@@ -15,8 +17,8 @@ pub(crate) struct Audit {
     pub(crate) state: State,
     /// Index of the last entry that any replica applied.
     pub(crate) last: u64,
-    /// By index: the hash chain behind it.
-    chains: BTreeMap<u64, [u8; 32]>,
+    /// By index: the state behind it. Its versions share what did not change.
+    states: BTreeMap<u64, State>,
     /// What clients were told: their request id made this run.
     admitted: BTreeMap<String, RunId>,
     acknowledged: BTreeMap<String, (RunId, u64)>,
@@ -30,50 +32,19 @@ pub(crate) struct Audit {
     /// Every epoch that was granted, and the last before the present proposal.
     epochs: BTreeSet<u64>,
     epoch: u64,
+    /// Runs that were forgotten because there were enough of them.
+    retired: BTreeSet<RunId>,
     run: u64,
     job: u64,
     pub(crate) tally: Tally,
 }
 
-/// How often things happened, to see that a simulation is worth its time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub accepted: u64,
-    pub refused: u64,
-    pub runs: u64,
-    pub assigned: u64,
-    pub completed: u64,
-    pub expired: u64,
-    pub stale_reports: u64,
-    pub registered: u64,
-    pub cancels: u64,
-    pub replans: u64,
-    pub retired: u64,
-}
-
-impl Tally {
-    /// Adds another world's.
-    pub const fn add(&mut self, other: &Self) {
-        self.accepted += other.accepted;
-        self.refused += other.refused;
-        self.runs += other.runs;
-        self.assigned += other.assigned;
-        self.completed += other.completed;
-        self.expired += other.expired;
-        self.stale_reports += other.stale_reports;
-        self.registered += other.registered;
-        self.cancels += other.cancels;
-        self.replans += other.replans;
-        self.retired += other.retired;
-    }
-}
-
 impl Audit {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(genesis: State) -> Self {
         Self {
-            state: State::default(),
+            states: BTreeMap::from([(0, genesis.clone())]),
+            state: genesis,
             last: 0,
-            chains: BTreeMap::new(),
             admitted: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             reported: BTreeMap::new(),
@@ -84,6 +55,7 @@ impl Audit {
             incarnations: BTreeMap::new(),
             epochs: BTreeSet::new(),
             epoch: 0,
+            retired: BTreeSet::new(),
             run: 0,
             job: 0,
             tally: Tally::default(),
@@ -104,19 +76,30 @@ impl Audit {
         for proposal in proposals {
             self.proposal(now, proposal)?;
         }
-        self.chains.insert(index, self.state.chain());
+        drop(self.state.take_writes());
+        self.states.insert(index, self.state.clone());
         Ok(())
     }
 
     /// A replica stands at `index` with this chain.
     pub(crate) fn compare(&mut self, index: u64, chain: [u8; 32]) -> Result<(), String> {
         self.last = self.last.max(index);
-        let expected = self.chains.range(..=index).next_back().map(|(_, chain)| *chain);
-        let expected = expected.unwrap_or_else(|| State::default().chain());
-        if expected == chain {
+        // An empty directory knows nothing yet.
+        if index == 0 || self.at(index).chain() == chain {
             return Ok(());
         }
         Err(format!("a replica has another history up to entry {index} than was applied before"))
+    }
+
+    /// A replica that started, or went over to a snapshot, stands at `index` with this state.
+    pub(crate) fn same(&self, index: u64, state: &State) -> Result<(), String> {
+        ensure(index == 0 || self.at(index) == state, || {
+            format!("a replica has the history up to entry {index}, but not its state")
+        })
+    }
+
+    fn at(&self, index: u64) -> &State {
+        self.states.range(..=index).next_back().map_or(&self.state, |(_, state)| state)
     }
 
     fn proposal(&mut self, now: Timestamp, proposal: Proposal) -> Result<(), String> {
@@ -138,9 +121,9 @@ impl Audit {
         proposal: &Proposal,
         rejection: &Rejection,
     ) -> Result<(), String> {
-        self.tally.refused += 1;
+        self.tally.saw(Seen::Refused);
         if matches!(proposal, Proposal::CompleteAttempt { .. }) {
-            self.tally.stale_reports += 1;
+            self.tally.saw(Seen::StaleReports);
         }
         let rows = |state: &State| state.rows().filter(|(key, _)| key != META_KEY).collect();
         let (was, is): (Vec<_>, Vec<_>) = (rows(before), rows(&self.state));
@@ -155,7 +138,7 @@ impl Audit {
         proposal: &Proposal,
         effects: &[Effect],
     ) -> Result<(), String> {
-        self.tally.accepted += 1;
+        self.tally.saw(Seen::Accepted);
         ensure(self.state.version() == before.version() + 1, || "versions do not count".into())?;
         let held = |lease: &Lease| {
             ensure(before.leased_job(*lease).is_some(), || {
@@ -167,7 +150,7 @@ impl Audit {
                 self.admit(run.request.id.as_str(), effects)?;
             }
             Proposal::ExtendRun { run, revision, .. } => {
-                self.tally.replans += 1;
+                self.tally.saw(Seen::Replans);
                 let current = before.run(*run).map(|run| run.revision);
                 ensure(current == Some(*revision), || {
                     format!("{run} is at {current:?} and was planned at {revision}")
@@ -176,7 +159,7 @@ impl Audit {
                 ensure(first, || format!("{run} was planned twice at {revision}"))?;
             }
             Proposal::CompleteAttempt { lease, .. } => {
-                self.tally.completed += 1;
+                self.tally.saw(Seen::Completed);
                 held(lease)?;
                 let first = self.completed.insert(lease.work);
                 ensure(first, || format!("{} was completed twice", lease.work))?;
@@ -186,15 +169,20 @@ impl Audit {
             | Proposal::RecordArtifact { lease, .. }
             | Proposal::ResolveClaim { lease, .. } => held(lease)?,
             Proposal::RegisterAgent { .. } => {
-                self.tally.registered += 1;
+                self.tally.saw(Seen::Registered);
                 self.register(effects)?;
             }
             Proposal::ExpireLeases { leases } => {
                 let live = leases.iter().filter(|lease| before.leased_job(**lease).is_some());
-                self.tally.expired += live.count() as u64;
+                self.tally.saw_many(Seen::Expired, live.count() as u64);
             }
-            Proposal::CancelRun { .. } => self.tally.cancels += 1,
-            Proposal::RetireRuns { runs } => self.tally.retired += runs.len() as u64,
+            Proposal::CancelRun { .. } => self.tally.saw(Seen::Cancels),
+            Proposal::RetireRuns { runs } => {
+                let gone = runs.iter().filter(|run| self.state.run(**run).is_none());
+                let before = self.retired.len();
+                self.retired.extend(gone);
+                self.tally.saw_many(Seen::Retired, (self.retired.len() - before) as u64);
+            }
             _ => (),
         }
         for effect in effects {
@@ -212,7 +200,7 @@ impl Audit {
                 let known = self.admitted.get(id);
                 ensure(known == Some(run), || format!("`{id}` made {known:?}, and now {run}"))?;
             } else {
-                self.tally.runs += 1;
+                self.tally.saw(Seen::Runs);
                 ensure(run.counter() > self.run, || format!("{run} was there already"))?;
                 self.run = run.counter();
                 let first = self.admitted.insert(id.to_owned(), *run).is_none();
@@ -267,7 +255,7 @@ impl Audit {
                 ensure(known, || format!("{epoch} was never granted"))
             }
             JobStatus::Leased { epoch, .. } => {
-                self.tally.assigned += 1;
+                self.tally.saw(Seen::Assigned);
                 // Those of one proposal come in the order of its decisions.
                 let new = epoch.counter() > self.epoch && self.epochs.insert(epoch.counter());
                 ensure(new, || format!("{epoch} was granted before"))?;
@@ -302,7 +290,8 @@ impl Audit {
         for (id, (run, at)) in self.acknowledged.iter().filter(|(_, (_, at))| *at <= index) {
             let known = self.admitted.get(id);
             ensure(known == Some(run), || format!("`{id}` was answered with {run} at {at}"))?;
-            ensure(run.counter() <= self.run, || format!("acknowledged {run} is lost"))?;
+            let there = state.run(*run).is_some() || self.retired.contains(run);
+            ensure(there, || format!("acknowledged {run} is lost"))?;
         }
         for (id, _) in self.reported.iter().filter(|(_, at)| **at <= index) {
             let done = state.job(*id).is_none_or(|job| job.outcome().is_some() || job.attempts > 1);

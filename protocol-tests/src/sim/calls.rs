@@ -30,6 +30,11 @@ pub(crate) enum Purpose {
         id: String,
     },
     Cancel,
+    /// Of an operator.
+    Operate,
+    /// Of a replica: to become one, and to say that it is one.
+    Admit,
+    Announce,
 }
 
 /// A call that has no answer yet.
@@ -51,7 +56,7 @@ impl World {
         let target = match who {
             Peer::Agent(agent) => self.agents[agent].target,
             Peer::Client(client) => self.clients[client].target,
-            Peer::Replica(_) => return,
+            Peer::Replica(replica) => self.hosts[replica].target,
         };
         self.call(who, Call { purpose, proposal, target, until });
     }
@@ -70,7 +75,8 @@ impl World {
     fn calls(&mut self, who: Peer) -> &mut std::collections::BTreeMap<u64, Call> {
         match who {
             Peer::Agent(agent) => &mut self.agents[agent].calls,
-            Peer::Client(client) | Peer::Replica(client) => &mut self.clients[client].calls,
+            Peer::Client(client) => &mut self.clients[client].calls,
+            Peer::Replica(replica) => &mut self.hosts[replica].calls,
         }
     }
 
@@ -101,7 +107,7 @@ impl World {
         match who {
             Peer::Agent(agent) => self.agents[agent].target = target,
             Peer::Client(client) => self.clients[client].target = target,
-            Peer::Replica(_) => (),
+            Peer::Replica(replica) => self.hosts[replica].target = target,
         }
     }
 
@@ -142,7 +148,7 @@ impl World {
         match who {
             Peer::Agent(agent) => self.agent_answered(agent, call, answer),
             Peer::Client(client) => self.client_answered(client, call, answer),
-            Peer::Replica(_) => (),
+            Peer::Replica(replica) => self.replica_answered(replica, call, answer),
         }
     }
 }

@@ -12,9 +12,6 @@ use super::net::Peer;
 use super::queue::{MS, S, Us};
 use super::world::{Event, World};
 
-/// Open runs beyond which nobody submits more: the state must stay small.
-const OPEN_RUNS_MAX: usize = 6;
-
 /// Never.
 const NO_END: Us = Us::MAX;
 
@@ -79,7 +76,7 @@ impl World {
             return self.cancel_some_run(client);
         }
         let open = self.audit.state.open_runs().count();
-        if open < OPEN_RUNS_MAX && self.clients[client].calls.len() < 4 {
+        if open < self.plan.open_runs_max && self.clients[client].calls.len() < 4 {
             self.submit(client);
         }
     }

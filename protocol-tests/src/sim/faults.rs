@@ -6,6 +6,7 @@ use super::host::Input;
 use super::net::Peer;
 use super::plan::Fault;
 use super::queue::{MS, S, Us};
+use super::tally::Seen;
 use super::world::{AgentEvent, Event, Heal, World};
 
 impl World {
@@ -17,10 +18,16 @@ impl World {
         self.happened.push(place);
         let fault = self.plan.faults[place].1.clone();
         self.trace.tell(self.now, || format!("FAULT {place}: {fault:?}"));
+        let up = |replica: usize| self.hosts[replica].member.is_some();
         match fault {
-            Fault::Kill { replica, down } => self.crash(replica, down),
+            Fault::Kill { replica, .. } | Fault::Pause { replica, .. } if !up(replica) => (),
+            Fault::Kill { replica, down } => {
+                self.saw(Seen::Killed);
+                self.crash(replica, down);
+            }
             Fault::KillLeader { down } => {
                 if let Some(leader) = self.leader() {
+                    self.saw(Seen::LeaderKilled);
                     self.crash(leader, down);
                 }
             }
@@ -31,6 +38,7 @@ impl World {
                 self.queue.push(self.now + S, Event::Heal(heal));
             }
             Fault::KillAll { power, down } => {
+                self.saw(if power { Seen::AllPower } else { Seen::AllKilled });
                 for replica in 0..self.hosts.len() {
                     if power && self.hosts[replica].member.is_some() {
                         self.hosts[replica].fs.power_cycle(&mut self.dice);
@@ -39,15 +47,20 @@ impl World {
                     self.crash(replica, down);
                 }
             }
-            Fault::Pause { replica, lasts } => self.stop_until(replica, self.now + lasts),
+            Fault::Pause { replica, lasts } => {
+                self.saw(Seen::Paused);
+                self.stop_until(replica, self.now + lasts);
+            }
             Fault::PauseLeader { lasts } => {
                 if let Some(leader) = self.leader() {
+                    self.saw(Seen::LeaderPaused);
                     self.stop_until(leader, self.now + lasts);
                 }
             }
             Fault::Transfer { to } => {
                 let to = self.hosts[to].id;
-                if let Some(leader) = self.leader() {
+                if let Some(leader) = self.leader().filter(|leader| self.hosts[*leader].id != to) {
+                    self.saw(Seen::Transferred);
                     self.input(leader, Input::Transfer { to });
                 }
             }
@@ -56,41 +69,65 @@ impl World {
                 if both {
                     cuts.push((b, a));
                 }
+                self.saw(if both { Seen::CutBoth } else { Seen::CutOneWay });
                 self.cut(cuts, lasts);
             }
             Fault::Strand { agent, lasts } => {
                 if let Some(leader) = self.leader() {
+                    self.saw(Seen::Stranded);
+                    // One that has something to lose, if there is one.
+                    let agents = self.agents.len();
+                    let mut candidates = (agent..agents).chain(0..agent);
+                    let holds = |agent: &usize| !self.agents[*agent].held.is_empty();
+                    let agent = candidates.find(holds).unwrap_or(agent);
                     self.stop_until(leader, self.now + lasts);
                     let here = Peer::Agent(agent);
                     let others = (0..self.hosts.len()).filter(|other| *other != leader);
-                    let others = others.map(Peer::Replica);
-                    let cuts = others.flat_map(|there| [(here, there), (there, here)]).collect();
-                    self.cut(cuts, lasts + 15 * S);
+                    let others: Vec<Peer> = others.map(Peer::Replica).collect();
+                    let around = |of: Peer| {
+                        others.iter().flat_map(move |there| [(of, *there), (*there, of)]).collect()
+                    };
+                    self.cut(around(here), lasts + 15 * S);
+                    // It hears of its successor late, too.
+                    self.cut(around(Peer::Replica(leader)), lasts + 3 * S);
                 }
             }
             Fault::AgentAlone { agent, lasts } => {
+                self.saw(Seen::AgentAlone);
                 let here = Peer::Agent(agent);
                 let all = (0..self.hosts.len()).map(Peer::Replica);
                 let cuts = all.flat_map(|there| [(here, there), (there, here)]).collect();
                 self.cut(cuts, lasts);
             }
-            Fault::Isolate { replica, lasts } => self.isolate(replica, lasts),
+            Fault::Isolate { replica, lasts } => {
+                self.saw(Seen::Isolated);
+                self.isolate(replica, lasts);
+            }
             Fault::IsolateLeader { lasts } => {
                 if let Some(leader) = self.leader() {
+                    self.saw(Seen::LeaderIsolated);
                     self.isolate(leader, lasts);
                 }
             }
             Fault::Storm { weather, lasts } => {
+                self.saw(Seen::Storm);
                 self.net.weather = weather;
                 self.queue.push(self.now + lasts, Event::Heal(Heal::Weather));
             }
-            Fault::ClockJump { replica, ms } => self.hosts[replica].offset_ms += ms,
+            Fault::ClockJump { replica, ms } => {
+                self.saw(Seen::ClockJumped);
+                self.hosts[replica].offset_ms += ms;
+            }
             Fault::SlowDisk { replica, sync_us, lasts } => {
+                self.saw(Seen::DiskSlow);
                 self.hosts[replica].sync_us = sync_us;
                 self.queue.push(self.now + lasts, Event::Heal(Heal::Disk(replica)));
             }
-            Fault::FailSync { replica, after } => {
-                let faults = Faults { fail_sync_in: Some(after), ..Faults::default() };
+            Fault::FailDisk { replica, write, after } => {
+                let faults = match write {
+                    true => Faults { fail_write_in: Some(after), ..Faults::default() },
+                    false => Faults { fail_sync_in: Some(after), ..Faults::default() },
+                };
                 self.hosts[replica].fs.set_faults(faults);
             }
             Fault::FullDisk { replica, room, lasts } => {
@@ -100,9 +137,15 @@ impl World {
                 self.queue.push(self.now + lasts, Event::Heal(Heal::Disk(replica)));
             }
             Fault::LoseImage { replica } => {
+                self.saw(Seen::ImageLost);
                 self.crash(replica, S);
                 self.hosts[replica].store.with(std::collections::BTreeMap::clear);
             }
+            Fault::Wipe { replica, down } => self.wipe(replica, down),
+            Fault::FlipBit { replica, snapshot } => self.flip_bit(replica, snapshot),
+            Fault::Remove { replica } => self.remove(replica),
+            Fault::Replace { replica } => self.replace(replica),
+            Fault::Grow => drop(self.grow()),
             Fault::AgentKill { agent, down } => self.kill_agent(agent, down),
             Fault::MachineLost { agent, down } => self.lose_machine(agent, down),
             Fault::AgentPause { agent, machine, lasts } => self.pause_agent(agent, machine, lasts),
@@ -110,8 +153,13 @@ impl World {
         }
     }
 
+    /// Counts something that happened.
+    pub(crate) const fn saw(&mut self, what: Seen) {
+        self.audit.tally.saw(what);
+    }
+
     /// The replica that leads the latest term, as far as anybody knows.
-    fn leader(&mut self) -> Option<usize> {
+    pub(crate) fn leader(&mut self) -> Option<usize> {
         let mut best = None;
         for (place, host) in self.hosts.iter_mut().enumerate() {
             let Some(member) = &mut host.member else { continue };
@@ -153,6 +201,7 @@ impl World {
             Heal::PowerOff { replica, down } => {
                 // The write that it was to be cut in never came.
                 if self.stormy && self.hosts[replica].member.is_some() {
+                    self.saw(Seen::PowerAtRest);
                     self.hosts[replica].fs.power_cycle(&mut self.dice);
                     self.crash(replica, down);
                 }

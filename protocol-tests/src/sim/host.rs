@@ -1,24 +1,29 @@
 //! A machine with a replica: its disk, its clock, its process, and what that process
 //! does with what comes in.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use steading_coordinator::replica::sim_fs::SimFs;
-use steading_coordinator::replica::sim_member::{Happened, Letter, Member};
+use steading_coordinator::replica::sim_member::{Happened, Joined, Kept, Letter, Member};
 use steading_coordinator::replica::testkit::{Layout, MemStore};
 use steading_coordinator::replica::{Cadence, ReplicaError};
 use steading_core::Proposal;
 use steading_model::Timestamp;
 
+use super::calls::Call;
 use super::net::Peer;
 use super::queue::{MS, S, Us};
 use super::shell::{Out, Say, Shell, View};
+use super::tally::Seen;
 use super::world::{Event, Flow, Packet, World};
 
 /// Rounds that one event may lead to: a proposal's effects ask for another proposal, and so on.
 const ROUNDS_MAX: usize = 8;
+
+/// Ticks between two looks at the group.
+const GROUP_TICKS: u32 = 4;
 
 /// Most ticks that are made up for after a standstill, as the replica's thread has it.
 const TICKS_CAUGHT_UP_MAX: u32 = 4;
@@ -43,6 +48,25 @@ pub(crate) enum Input {
 pub(crate) struct Host {
     /// The member's number in the group.
     pub(crate) id: u64,
+    /// Names its directory.
+    pub(crate) storage_id: String,
+    /// Who the directory was made for; a founder's for nobody.
+    pub(crate) joined: Option<Joined>,
+    /// Nobody yet: it has to be admitted.
+    pub(crate) is_empty: bool,
+    /// Nobody any more.
+    pub(crate) is_gone: bool,
+    /// Once it has left, with an empty directory.
+    pub(crate) comes_back: bool,
+    /// It is to be taken out as soon as another can take its place.
+    pub(crate) leaves: bool,
+    /// What it holds may be lost, though it is not known yet.
+    pub(crate) doomed: bool,
+    /// A bit flipped; the last entry before.
+    pub(crate) flipped: Option<u64>,
+    /// Its own questions to the leader.
+    pub(crate) calls: BTreeMap<u64, Call>,
+    pub(crate) target: usize,
     pub(crate) fs: SimFs,
     pub(crate) store: MemStore,
     /// `None` while the process is down.
@@ -56,6 +80,7 @@ pub(crate) struct Host {
     pub(crate) busy_until: Us,
     inbox: VecDeque<Input>,
     ticks_missed: u32,
+    ticks: u32,
     pub(crate) shell: Shell,
     pub(crate) sync_us: Us,
     operations: u64,
@@ -70,6 +95,16 @@ impl Host {
     pub(crate) fn new(id: u64, sync_us: Us, rate_ppm: i64, offset_ms: i64) -> Self {
         Self {
             id,
+            storage_id: Member::founders_storage(id),
+            joined: None,
+            is_empty: false,
+            is_gone: false,
+            comes_back: false,
+            leaves: false,
+            doomed: false,
+            flipped: None,
+            calls: BTreeMap::new(),
+            target: 0,
             fs: SimFs::new(),
             store: MemStore::default(),
             member: None,
@@ -79,6 +114,7 @@ impl Host {
             busy_until: 0,
             inbox: VecDeque::new(),
             ticks_missed: 0,
+            ticks: 0,
             shell: Shell::default(),
             sync_us,
             operations: 0,
@@ -162,6 +198,7 @@ impl World {
             let host = &mut self.hosts[replica];
             let clock = host.wall(self.now);
             let Some(member) = &mut host.member else { return };
+            member.propose_own(clock);
             let wave = std::mem::take(&mut host.shell.wave);
             if !wave.is_empty() {
                 member.propose(clock, wave);
@@ -211,6 +248,12 @@ impl World {
                 if host.quiet_ticks.is_multiple_of(2) {
                     member.keep(now / MS);
                 }
+                host.ticks += 1;
+                if host.ticks.is_multiple_of(GROUP_TICKS)
+                    && let Some(kept) = member.keep_group()
+                {
+                    self.audit.tally.saw(seen(kept));
+                }
             }
             Input::Letter(letter) => {
                 // What could not be kept comes again.
@@ -249,13 +292,17 @@ impl World {
             let (index, chain) = (member.applied(), member.state().chain());
             self.trace.note(index);
             self.trace.note(u64::from(chain[0]) << 8 | u64::from(chain[1]));
-            let compared = self.audit.compare(index, chain);
+            let mut compared = self.audit.compare(index, chain);
+            if happened.installed {
+                self.audit.tally.saw(Seen::SnapshotInstalled);
+                compared = compared.and_then(|()| self.audit.same(index, member.state()));
+            }
             if let Err(what) = compared {
                 let what = format!("replica {}: {what}", host.id);
                 return self.ensure(Err(what));
             }
         }
-        let leads = member.is_leader();
+        let (leads, is_leader) = (member.leads(), member.is_leader());
         let view = View { state: member.state(), now };
         let shell = &mut host.shell;
         for (number, answer) in happened.answers {
@@ -266,18 +313,23 @@ impl World {
         }
         // Some notices get lost, where a queue is full; then everything is derived anew.
         let missed = !happened.effects.is_empty() && self.dice.chance(1, 300);
-        if happened.leads || missed {
-            shell.begin_resync();
+        let begun = shell.stand(view, leads, out);
+        if missed {
+            shell.resync(view, out);
         } else {
             for effect in happened.effects {
                 shell.route(view, effect, out);
             }
         }
-        if !leads {
+        if !is_leader {
             shell.stepped_down(out);
         }
         shell.work(view, leads, &mut self.dice);
-        if let Some(broken) = shell.broken.take() {
+        let broken = shell.broken.take();
+        if begun {
+            self.saw(Seen::Led);
+        }
+        if let Some(broken) = broken {
             self.ensure(Err(broken));
         }
     }
@@ -299,7 +351,13 @@ impl World {
     fn send_letter(&mut self, replica: usize, letter: Letter, delay: Us) {
         let Some(to) = self.hosts.iter().position(|host| host.id == letter.to()) else { return };
         let (from, to) = (Peer::Replica(replica), Peer::Replica(to));
+        let mut letter = letter;
         if letter.is_snapshot() {
+            self.saw(Seen::SnapshotSent);
+            if self.stormy && self.dice.chance(1, 4) {
+                self.saw(Seen::SnapshotDamaged);
+                letter = letter.damaged(&mut self.dice);
+            }
             let (to, life) = (letter.to(), self.hosts[replica].life);
             let takes = delay + 50 * MS + self.dice.below(S);
             self.queue.push(self.now + takes, Event::SnapshotSent { replica, life, to });
@@ -351,6 +409,7 @@ impl World {
         host.inbox.clear();
         host.ticks_missed = 0;
         host.busy_until = 0;
+        host.calls.clear();
         host.shell = Shell::default();
         if !host.fs.is_off() {
             host.fs.kill();
@@ -365,8 +424,11 @@ impl World {
     pub(crate) fn restart(&mut self, replica: usize) {
         let cadence = self.plan.cadence;
         let host = &mut self.hosts[replica];
-        if host.member.is_some() {
+        if host.member.is_some() || host.is_gone {
             return;
+        }
+        if host.is_empty {
+            return self.ask_admission(replica);
         }
         if host.fs.is_off() {
             host.fs.power_cycle(&mut self.dice);
@@ -374,7 +436,11 @@ impl World {
         host.failures = host.fs.failures();
         let seed = self.dice.roll();
         let store = Box::new(host.store.clone());
-        match Member::open(&host.layout(cadence), store, seed) {
+        let joined = host.joined.clone();
+        let opened = Member::open(&host.layout(cadence), store, joined, seed);
+        let excused = host.fs.is_off() || host.fs.failures() > host.failures;
+        let flipped = if excused { None } else { host.flipped.take() };
+        match opened {
             Ok(member) => {
                 host.member = Some(member);
                 host.failures = host.fs.failures();
@@ -384,8 +450,9 @@ impl World {
                 self.queue.push(self.now + first, Event::Tick { replica, life });
                 let audited = self.compare(replica);
                 self.ensure(audited);
+                self.announce(replica);
             }
-            Err(_) if host.fs.is_off() || host.fs.failures() > host.failures => {
+            Err(_) if excused || flipped.is_some() => {
                 let life = host.life;
                 self.queue.push(self.now + S, Event::Restart { replica, life });
             }
@@ -394,12 +461,24 @@ impl World {
                 self.ensure(Err(what));
             }
         }
+        if let Some(last) = flipped {
+            self.flip_met(replica, last);
+        }
     }
 
     fn compare(&mut self, replica: usize) -> Result<(), String> {
-        match &self.hosts[replica].member {
-            Some(member) => self.audit.compare(member.applied(), member.state().chain()),
-            None => Ok(()),
-        }
+        let Some(member) = &self.hosts[replica].member else { return Ok(()) };
+        self.audit.compare(member.applied(), member.state().chain())?;
+        self.audit.same(member.applied(), member.state())
+    }
+}
+
+const fn seen(kept: Kept) -> Seen {
+    match kept {
+        Kept::Learner => Seen::LearnerAdded,
+        Kept::LearnerLeft => Seen::LearnerLeft,
+        Kept::Voters => Seen::VotersChanged,
+        Kept::JointLeft => Seen::JointLeft,
+        Kept::HandedOver => Seen::HandedOver,
     }
 }

@@ -15,17 +15,19 @@ mod client;
 mod dag;
 mod faults;
 mod host;
+mod members;
 mod mutation;
 mod net;
 mod plan;
 mod queue;
 mod shell;
+mod tally;
 mod trace;
 mod world;
 
-pub use audit::Tally;
 pub use mutation::{Mutation, with as with_mutation};
-pub use plan::Options;
+pub use plan::{Focus, Options};
+pub use tally::{Seen, Tally};
 
 use std::fmt;
 

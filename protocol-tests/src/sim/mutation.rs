@@ -1,5 +1,3 @@
 //! Bugs on purpose, which the simulator must find. See [`steading_core::mutation`].
 
 pub use steading_core::mutation::{Mutation, with};
-
-pub(crate) use steading_core::mutation::is_on;

@@ -22,21 +22,23 @@ pub struct Options {
     pub tell: bool,
     /// How many replicas; the seed decides where this is `None`.
     pub replicas: Option<usize>,
-    /// Nothing but leaders that stand still for a while, and agents that are cut off.
-    pub paused_leaders: bool,
+    /// Nothing else goes wrong.
+    pub focus: Option<Focus>,
+}
+
+/// What a world is about, so that what is rare among all other faults happens in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Focus {
+    /// Leaders that stand still for a while, and agents that can reach nobody else.
+    PausedLeaders,
+    /// Agents that are cut off, or stopped, and come back late.
+    LateAgents,
 }
 
 impl Options {
     /// The seed's own world.
     pub const fn new(seed: u64, steps: u64) -> Self {
-        Self {
-            seed,
-            steps,
-            without: Vec::new(),
-            tell: false,
-            replicas: None,
-            paused_leaders: false,
-        }
+        Self { seed, steps, without: Vec::new(), tell: false, replicas: None, focus: None }
     }
 }
 
@@ -51,8 +53,11 @@ pub(crate) struct Plan {
     pub(crate) cadence: Cadence,
     /// What an fdatasync takes.
     pub(crate) disk_us: Us,
-    /// Longest job.
+    /// Longest job, and the least that each takes.
     pub(crate) job_us_max: Us,
+    pub(crate) job_us_min: Us,
+    /// Open runs beyond which nobody submits more: the state must stay small.
+    pub(crate) open_runs_max: usize,
     pub(crate) faults: Vec<(Us, Fault)>,
 }
 
@@ -129,9 +134,10 @@ pub(crate) enum Fault {
         sync_us: Us,
         lasts: Us,
     },
-    /// A sync fails once.
-    FailSync {
+    /// A write, or a sync, fails once.
+    FailDisk {
         replica: usize,
+        write: bool,
         after: u64,
     },
     FullDisk {
@@ -143,6 +149,26 @@ pub(crate) enum Fault {
     LoseImage {
         replica: usize,
     },
+    /// The disk is gone.
+    Wipe {
+        replica: usize,
+        down: Us,
+    },
+    /// A bit rots in what was synced.
+    FlipBit {
+        replica: usize,
+        snapshot: bool,
+    },
+    /// The member is taken out, and comes back as another.
+    Remove {
+        replica: usize,
+    },
+    /// Another machine takes its place.
+    Replace {
+        replica: usize,
+    },
+    /// Another machine joins.
+    Grow,
     AgentKill {
         agent: usize,
         down: Us,
@@ -164,10 +190,13 @@ pub(crate) enum Fault {
 }
 
 /// Kinds of faults; each seed has some of them only, so that each also meets the others alone.
-const KINDS: u64 = 24;
+const KINDS: u64 = 28;
 
 /// Of [`Fault::Strand`].
 const STRANDED: u64 = 22;
+
+/// Of [`Fault::AgentPause`] and [`Fault::AgentAlone`].
+const LATE_AGENTS: [u64; 2] = [19, 20];
 
 impl Plan {
     pub(crate) fn of(options: &Options, horizon: Us) -> Self {
@@ -197,7 +226,7 @@ impl Plan {
         };
         let disk_us = [100, 300, 2 * MS][dice.below(3) as usize];
         let job_us_max = [2 * S, 10 * S, 40 * S][dice.below(3) as usize];
-        let job_us_max = if options.paused_leaders { 40 * S } else { job_us_max };
+        let job_us_max = if options.focus.is_some() { 40 * S } else { job_us_max };
         let mut plan = Self {
             replicas,
             agents,
@@ -207,19 +236,21 @@ impl Plan {
             cadence,
             disk_us,
             job_us_max,
+            job_us_min: if options.focus.is_some() { 10 * S } else { 10 * MS },
+            open_runs_max: if options.focus.is_some() { 2 } else { 6 },
             faults: Vec::new(),
         };
-        plan.schedule(&mut dice, horizon, options.paused_leaders);
+        plan.schedule(&mut dice, horizon, options.focus);
         plan
     }
 
-    fn schedule(&mut self, dice: &mut Dice, horizon: Us, paused_leaders: bool) {
-        let kinds: Vec<u64> = match paused_leaders {
-            true => vec![STRANDED],
-            false => (0..KINDS).filter(|_| dice.chance(1, 2)).collect(),
+    fn schedule(&mut self, dice: &mut Dice, horizon: Us, focus: Option<Focus>) {
+        let kinds: Vec<u64> = match focus {
+            Some(Focus::PausedLeaders) => vec![STRANDED],
+            Some(Focus::LateAgents) => LATE_AGENTS.to_vec(),
+            None => (0..KINDS).filter(|_| dice.chance(1, 2)).collect(),
         };
-        let gap =
-            if paused_leaders { 15 * S } else { [2 * S, 5 * S, 15 * S][dice.below(3) as usize] };
+        let gap = if focus.is_some() { 15 * S } else { [S, 3 * S, 12 * S][dice.below(3) as usize] };
         let mut at = S + dice.below(gap);
         while at < horizon && !kinds.is_empty() {
             let kind = kinds[dice.below(kinds.len() as u64) as usize];
@@ -243,7 +274,8 @@ impl Plan {
             7 => Fault::KillLeader { down: lasts },
             8 => Fault::Transfer { to: replica },
             9 => {
-                let other = dice.below(self.replicas as u64) as usize;
+                let others = (self.replicas as u64 - 1).max(1);
+                let other = (replica + 1 + dice.below(others) as usize) % self.replicas;
                 let (a, b) = (Peer::Replica(replica), Peer::Replica(other));
                 Fault::Cut { a, b, both: dice.chance(1, 2), lasts }
             }
@@ -273,7 +305,7 @@ impl Plan {
             16 => match dice.below(3) {
                 0 => Fault::FullDisk { replica, room: dice.below(20_000), lasts },
                 1 => Fault::LoseImage { replica },
-                _ => Fault::FailSync { replica, after: dice.below(20) },
+                _ => Fault::FailDisk { replica, write: dice.chance(1, 2), after: dice.below(20) },
             },
             17 => Fault::AgentKill { agent, down: lasts },
             18 => Fault::MachineLost { agent, down: lasts },
@@ -282,6 +314,13 @@ impl Plan {
             }
             STRANDED => Fault::Strand { agent, lasts: 7 * S + dice.below(5 * S) },
             20 | 21 => Fault::AgentAlone { agent, lasts: 5 * S + dice.below(40 * S) },
+            23 => Fault::Wipe { replica, down: lasts },
+            24 => Fault::FlipBit { replica, snapshot: dice.chance(1, 3) },
+            25 => match dice.below(2) {
+                0 => Fault::Remove { replica },
+                _ => Fault::Replace { replica },
+            },
+            26 => Fault::Grow,
             _ => Fault::Preempt { agent, down: lasts },
         }
     }

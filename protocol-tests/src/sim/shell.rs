@@ -12,7 +12,6 @@ use steading_core::{Effect, JobStatus, Lease, Proposal, Rejection, State};
 use steading_model::{AgentId, FailureClass, Incarnation, RunId};
 
 use super::book::Book;
-use super::mutation::{Mutation, is_on};
 use super::net::Peer;
 use super::queue::{S, Us};
 
@@ -93,16 +92,30 @@ struct Session {
 
 #[derive(Debug)]
 enum Pending {
-    Call { from: Peer, call: u64, lease: Option<Lease> },
+    Call {
+        from: Peer,
+        call: u64,
+        proposal: Proposal,
+    },
     Assign,
-    Plan { run: RunId, later: Vec<Proposal> },
+    Plan {
+        run: RunId,
+        later: Vec<Proposal>,
+    },
     Expire(Vec<Lease>),
     Settle(Vec<Lease>),
-    Resync,
-    Welcome { conn: u64, agent: AgentId },
-    Renew { conn: u64, agent: AgentId, asked: Vec<(u64, Vec<Lease>)> },
+    Welcome {
+        conn: u64,
+        agent: AgentId,
+    },
+    Renew {
+        conn: u64,
+        agent: AgentId,
+        asked: Vec<(u64, Vec<Lease>)>,
+    },
     Decline(Lease),
-    Retire,
+    /// Nobody waits for it.
+    Aside,
 }
 
 /// The memory of one process.
@@ -122,7 +135,6 @@ pub(crate) struct Shell {
     planning: BTreeSet<RunId>,
     expiring: bool,
     retire: bool,
-    resync: bool,
     /// Something that must not happen did.
     pub(crate) broken: Option<String>,
 }
@@ -142,13 +154,7 @@ impl Shell {
 
     /// A unary call.
     pub(crate) fn called(&mut self, from: Peer, call: u64, proposal: Proposal) {
-        let lease = match &proposal {
-            Proposal::CompleteAttempt { lease, .. } | Proposal::ReleaseLease { lease, .. } => {
-                Some(*lease)
-            }
-            _ => None,
-        };
-        self.propose(proposal, Pending::Call { from, call, lease });
+        self.propose(proposal.clone(), Pending::Call { from, call, proposal });
     }
 
     /// An agent said something on its session.
@@ -171,7 +177,7 @@ impl Shell {
             }
             Say::Drain => session.draining = true,
         }
-        self.ask(view, agent, out);
+        self.ask(agent);
     }
 
     fn hello(
@@ -204,16 +210,13 @@ impl Shell {
     }
 
     /// One quorum round for everything that was asked before it began.
-    fn ask(&mut self, view: View<'_>, agent: AgentId, out: &mut Vec<Out>) {
+    fn ask(&mut self, agent: AgentId) {
         let Some(session) = self.sessions.get_mut(&agent) else { return };
         if session.waiting.is_empty() || session.asked || !session.welcomed {
             return;
         }
         let conn = session.conn;
         let asked = std::mem::take(&mut session.waiting);
-        if is_on(Mutation::StaleLeaderRenews) {
-            return self.renew(view, agent, conn, asked, out);
-        }
         session.asked = true;
         self.read(Pending::Renew { conn, agent, asked });
     }
@@ -256,16 +259,10 @@ impl Shell {
             Some(Pending::Renew { conn, agent, asked }) => match passed {
                 Ok(()) => {
                     self.renew(view, agent, conn, asked, out);
-                    self.ask(view, agent, out);
+                    self.ask(agent);
                 }
                 Err(_) => self.close(agent, conn, End::NotLeader, out),
             },
-            Some(Pending::Resync) => {
-                self.resync = false;
-                if passed.is_ok() {
-                    self.begin_term(view, out);
-                }
-            }
             Some(Pending::Settle(leases)) => match passed {
                 Err(ProposeError::Unknown | ProposeError::Busy) => {
                     self.read(Pending::Settle(leases));
@@ -301,7 +298,7 @@ impl Shell {
             }
         }
         self.dispatch = true;
-        self.ask(view, agent, out);
+        self.ask(agent);
     }
 
     fn renew(
@@ -329,21 +326,38 @@ impl Shell {
         session.known.retain(|lease| view.state.leased_job(*lease).is_some());
     }
 
-    /// This replica leads from now on, or effects were missed.
-    pub(crate) fn begin_resync(&mut self) {
-        if !self.resync {
-            self.resync = true;
-            self.read(Pending::Resync);
+    /// Begins a term, or ends it. `leads`: the term in which this replica leads.
+    pub(crate) fn stand(&mut self, view: View<'_>, leads: Option<u64>, out: &mut Vec<Out>) -> bool {
+        if self.book.term == leads {
+            return false;
+        }
+        if self.book.term.is_some() {
+            self.book.end_term();
+            self.stepped_down(out);
+        }
+        if let Some(term) = leads {
+            let leases = view.state.leased().filter_map(|job| job.lease()).collect();
+            self.book.begin_term(view.now, term, leases);
+            self.derive(view, out);
+        }
+        leads.is_some()
+    }
+
+    /// Some effects were missed. Not leading, there is nothing to miss.
+    pub(crate) fn resync(&mut self, view: View<'_>, out: &mut Vec<Out>) {
+        if self.book.term.is_some() {
+            let leases = view.state.leased().filter_map(|job| job.lease()).collect();
+            self.book.resync(view.now, &leases);
+            self.derive(view, out);
         }
     }
 
-    fn begin_term(&mut self, view: View<'_>, out: &mut Vec<Out>) {
-        let leases = view.state.leased().filter_map(|job| job.lease());
-        self.book.begin_term(view.now, leases);
+    fn derive(&mut self, view: View<'_>, out: &mut Vec<Out>) {
         for effect in view.state.outstanding() {
             self.route(view, effect, out);
         }
         self.dispatch = true;
+        self.retire = true;
     }
 
     pub(crate) fn route(&mut self, view: View<'_>, effect: Effect, out: &mut Vec<Out>) {
@@ -396,10 +410,8 @@ impl Shell {
         out: &mut Vec<Out>,
     ) {
         match self.pending.remove(&number) {
-            Some(Pending::Call { from, call, lease }) => {
-                if let (Some(lease), Ok(_)) = (lease, &answer) {
-                    self.book.ended(lease);
-                }
+            Some(Pending::Call { from, call, proposal }) => {
+                self.call_answered(&proposal, &answer);
                 let told = match answer {
                     Ok(effects) => Told::Done(effects),
                     Err(ProposeError::Rejected(rejection)) => Told::Rejected(rejection),
@@ -430,6 +442,23 @@ impl Shell {
                 }
             },
             Some(Pending::Decline(lease)) if answer.is_ok() => self.book.ended(lease),
+            _ => (),
+        }
+    }
+
+    fn call_answered(&mut self, proposal: &Proposal, answer: &Answer) {
+        match (proposal, answer) {
+            (
+                Proposal::CompleteAttempt { lease, .. } | Proposal::ReleaseLease { lease, .. },
+                Ok(_),
+            ) => self.book.ended(*lease),
+            (
+                Proposal::CompleteAttempt { lease, outcome },
+                Err(ProposeError::Rejected(Rejection::LeaseStale)),
+            ) => {
+                let late = Proposal::RecordStale { lease: *lease, outcome: outcome.clone() };
+                self.propose(late, Pending::Aside);
+            }
             _ => (),
         }
     }

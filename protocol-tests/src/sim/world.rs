@@ -18,6 +18,7 @@ use super::net::{Net, Peer};
 use super::plan::{Options, Plan};
 use super::queue::{MS, Queue, S, Us};
 use super::shell::{End, Hear, Say, Told};
+use super::tally::Seen;
 use super::trace::Trace;
 use super::{Report, Violation};
 
@@ -159,7 +160,9 @@ pub(crate) struct World {
     pub(crate) agents: Vec<Agent>,
     pub(crate) clients: Vec<Client>,
     pub(crate) conns: BTreeMap<u64, Conn>,
-    /// The last number of a connection or call.
+    /// Members that are to leave the group, or have left it.
+    pub(crate) dead: BTreeSet<u64>,
+    /// The last number of a connection, call or directory.
     pub(crate) number: u64,
     pub(crate) audit: Audit,
     pub(crate) trace: Trace,
@@ -176,6 +179,7 @@ impl World {
     pub(crate) fn new(options: Options) -> Self {
         let plan = Plan::of(&options, HORIZON);
         let mut dice = Dice::new(options.seed);
+        let replicas = plan.replicas;
         let hosts = (0..plan.replicas)
             .map(|number| {
                 let rate_ppm = dice.below(100_000) as i64 - 50_000;
@@ -197,8 +201,9 @@ impl World {
             agents,
             clients,
             conns: BTreeMap::new(),
+            dead: BTreeSet::new(),
             number: 0,
-            audit: Audit::new(),
+            audit: Audit::new(Member::genesis(&(1..=replicas as u64).collect::<Vec<_>>())),
             running: BTreeMap::new(),
             stormy: true,
             happened: Vec::new(),
@@ -234,7 +239,11 @@ impl World {
         let hash = self.trace.hash();
         let Some(what) = self.broken else {
             let (steps, virtual_ms) = (self.steps, self.now / MS);
-            return Ok(Report { hash, steps, virtual_ms, tally: self.audit.tally });
+            let mut tally = self.audit.tally;
+            for host in &self.hosts {
+                tally.saw_losses(&host.fs.losses());
+            }
+            return Ok(Report { hash, steps, virtual_ms, tally });
         };
         let fault = |place: &usize| {
             let (at, fault) = &self.plan.faults[*place];
@@ -300,6 +309,9 @@ impl World {
                     let tick = (self.plan.tick_us as i64 * 1_000_000 / (1_000_000 + rate)) as u64;
                     self.queue.push(self.now + tick, Event::Tick { replica, life });
                     self.input(replica, Input::Tick);
+                    if !self.dead.is_empty() {
+                        self.look_after_machines();
+                    }
                 }
             }
             Event::Wake { replica, life } if self.hosts[replica].life == life => self.wake(replica),
@@ -328,13 +340,21 @@ impl World {
     /// Sends a packet, which may get lost, doubled and overtaken.
     pub(crate) fn send(&mut self, from: Peer, to: Peer, packet: Packet, delay: Us) {
         let weather = self.net.weather;
-        if self.net.is_cut(from, to) || self.dice.chance(weather.lost, 10_000) {
-            return;
+        if self.net.is_cut(from, to) {
+            return self.saw(Seen::Cut);
         }
-        let at = self.now + delay + weather.delay(&mut self.dice);
+        if self.dice.chance(weather.lost, 10_000) {
+            return self.saw(Seen::Lost);
+        }
+        let takes = weather.delay(&mut self.dice);
+        if takes > weather.usual_us + 50 {
+            self.saw(Seen::Overtaken);
+        }
+        let at = self.now + delay + takes;
         if let Packet::Letter(letter) = &packet
             && self.dice.chance(weather.doubled, 10_000)
         {
+            self.saw(Seen::Doubled);
             let again = at + weather.delay(&mut self.dice);
             let packet = Packet::Letter(letter.clone());
             self.queue.push(again, Event::Arrive { from, to, packet });
@@ -344,7 +364,7 @@ impl World {
 
     fn arrive(&mut self, from: Peer, to: Peer, packet: Packet) {
         if self.net.is_cut(from, to) {
-            return;
+            return self.saw(Seen::Cut);
         }
         match (to, packet) {
             (Peer::Replica(replica), Packet::Letter(letter)) => {
@@ -413,7 +433,10 @@ impl World {
     /// Whether everything has come to its end.
     fn is_quiet(&self) -> bool {
         let applied = |host: &Host| {
-            host.member.as_ref().is_some_and(|member| member.applied() >= self.audit.last)
+            let there = |member: &Member| {
+                member.applied() >= self.audit.last && !member.membership().is_joint()
+            };
+            host.is_gone || (!host.leaves && host.member.as_ref().is_some_and(there))
         };
         self.audit.state.open_runs().next().is_none()
             && self.audit.state.leased().next().is_none()

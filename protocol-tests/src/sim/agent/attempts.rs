@@ -8,6 +8,7 @@ use crate::sim::calls::Purpose;
 use crate::sim::dag;
 use crate::sim::net::Peer;
 use crate::sim::queue::{MS, S, Us};
+use crate::sim::tally::Seen;
 use crate::sim::world::{AgentEvent, Event, World};
 
 impl World {
@@ -30,7 +31,10 @@ impl World {
                 self.give_back(agent, lease, FailureClass::Preempted, false);
                 continue;
             }
-            let takes = 10 * MS + self.dice.below(self.plan.job_us_max);
+            let takes = match self.stormy {
+                true => self.plan.job_us_min + self.dice.below(self.plan.job_us_max),
+                false => 10 * MS + self.dice.below(S),
+            };
             if self.dice.chance(1, 4) {
                 self.claim(agent, lease);
             }
@@ -77,6 +81,7 @@ impl World {
             Phase::Running { ends } if held.deadline <= local => {
                 held.phase = Phase::Frozen { left: ends.saturating_sub(now), since: local };
                 held.turn += 1;
+                self.saw(Seen::Frozen);
                 self.trace.tell(now, || format!("agent {agent} freezes {lease:?}"));
                 self.rests(agent, lease);
                 self.later(agent, FROZEN_MAX, AgentEvent::Supervise(lease));
@@ -160,9 +165,11 @@ impl World {
 
     /// The lease is not held any more: everything is killed, nothing is reported.
     pub(crate) fn refuse(&mut self, agent: usize, lease: Lease) {
+        // Often what it has said of it is on its way already.
+        let stubborn = self.dice.chance(1, 2);
         let calls = &mut self.agents[agent].calls;
         calls.retain(|_, call| match &call.purpose {
-            Purpose::Complete { lease: of, .. } | Purpose::Release(of) => *of != lease,
+            Purpose::Complete { lease: of, .. } | Purpose::Release(of) => stubborn || *of != lease,
             _ => true,
         });
         self.kill(agent, lease);
@@ -178,6 +185,7 @@ impl World {
             Phase::Running { .. } => {
                 held.phase = Phase::Dying;
                 held.turn += 1;
+                self.saw(Seen::JobsKilled);
                 self.later(agent, takes, AgentEvent::Gone { lease });
             }
             Phase::Dying => (),

@@ -6,6 +6,7 @@ use super::{NOTICE, Phase};
 use crate::sim::net::Peer;
 use crate::sim::queue::{S, Us};
 use crate::sim::shell::Say;
+use crate::sim::tally::Seen;
 use crate::sim::world::{AgentEvent, World};
 use steading_model::FailureClass;
 
@@ -15,6 +16,7 @@ impl World {
         if !self.agents[agent].up {
             return;
         }
+        self.saw(Seen::AgentKilled);
         self.agent_is_gone(agent, true);
         let leases: Vec<Lease> = self.agents[agent].held.keys().copied().collect();
         leases.into_iter().for_each(|lease| self.kill(agent, lease));
@@ -26,6 +28,7 @@ impl World {
         if !self.agents[agent].up {
             return;
         }
+        self.saw(Seen::MachineLost);
         self.agent_is_gone(agent, self.dice.clone().chance(1, 3));
         for lease in std::mem::take(&mut self.agents[agent].held).into_keys() {
             self.rests(agent, lease);
@@ -56,6 +59,8 @@ impl World {
         }
         this.paused_until = now + lasts;
         this.machine_paused = machine;
+        self.audit.tally.saw(if machine { Seen::MachinePaused } else { Seen::AgentPaused });
+        let this = &mut self.agents[agent];
         let local = this.local(now);
         let mut stopped = Vec::new();
         if machine {
@@ -96,6 +101,8 @@ impl World {
         }
         this.draining = true;
         this.back_after = down;
+        self.audit.tally.saw(Seen::Preempted);
+        let this = &self.agents[agent];
         let leases: Vec<(Lease, Phase)> =
             this.held.iter().map(|(lease, held)| (*lease, held.phase.clone())).collect();
         self.say(agent, Say::Drain);

@@ -38,14 +38,19 @@ impl Shell {
         }
     }
 
-    /// What is due, by time or by what came in. `leads`: as far as this replica knows.
-    pub(crate) fn work(&mut self, view: View<'_>, leads: bool, dice: &mut Dice) {
-        if !self.expiring {
-            let overdue = self.book.overdue(view.now);
-            if !overdue.is_empty() {
+    /// What is due, by time or by what came in. `leads`: the term in which it leads, as far
+    /// as it knows.
+    pub(crate) fn work(&mut self, view: View<'_>, leads: Option<u64>, dice: &mut Dice) {
+        if !self.expiring
+            && let Some((term, overdue)) = self.book.overdue(view.now)
+        {
+            // A leader in between may have renewed them.
+            if leads == Some(term) {
                 self.expiring = true;
                 let leases = overdue.clone();
                 self.propose(Proposal::ExpireLeases { leases }, Pending::Expire(overdue));
+            } else {
+                self.book.not_expired(view.now, &overdue);
             }
         }
         self.plan(view, dice);
@@ -53,10 +58,10 @@ impl Shell {
             self.dispatch = false;
             self.place(view);
         }
-        if std::mem::take(&mut self.retire) && leads {
+        if std::mem::take(&mut self.retire) && leads.is_some() {
             let runs = view.state.runs_to_retire(FINISHED_KEPT, 64);
             if !runs.is_empty() {
-                self.propose(Proposal::RetireRuns { runs }, Pending::Retire);
+                self.propose(Proposal::RetireRuns { runs }, Pending::Aside);
             }
         }
     }
