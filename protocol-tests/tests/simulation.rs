@@ -12,7 +12,7 @@ use steading_protocol_tests::sim::{
 
 /// Seeds and steps of an ordinary test run; `STEADING_SIM_SEEDS`, `STEADING_SIM_STEPS`
 /// and `STEADING_SIM_FIRST` ask for others.
-const SEEDS: u64 = 240;
+const SEEDS: u64 = 120;
 const STEPS: u64 = 2_500;
 
 /// Steps of all seeds that are enough for everything to have happened that is counted, …
