@@ -250,7 +250,8 @@ impl Plan {
             Some(Focus::LateAgents) => LATE_AGENTS.to_vec(),
             None => (0..KINDS).filter(|_| dice.chance(1, 2)).collect(),
         };
-        let gap = if focus.is_some() { 15 * S } else { [2 * S, 5 * S, 15 * S][dice.below(3) as usize] };
+        let gap =
+            if focus.is_some() { 15 * S } else { [2 * S, 5 * S, 15 * S][dice.below(3) as usize] };
         let mut at = S + dice.below(gap);
         while at < horizon && !kinds.is_empty() {
             let kind = kinds[dice.below(kinds.len() as u64) as usize];
