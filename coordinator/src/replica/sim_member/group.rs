@@ -40,17 +40,24 @@ const fn names(id: u64) -> [u8; 32] {
 }
 
 impl Member {
-    /// The state that a group of these founders begins with: it knows them.
+    /// The state that a group of these founders begins with: it knows them. The first
+    /// one made itself known, and took the others in.
     ///
     /// # Panics
     ///
-    /// More founders than a group may have members.
+    /// More founders than a group may have members, or not counted from one.
     pub fn genesis(voters: &[u64]) -> State {
         let mut state = State::default();
         for &replica in voters {
-            let update = Self::announcement(replica, Self::founders_storage(replica));
-            let known = state.apply(Timestamp::default(), update);
+            let storage_id = Self::founders_storage(replica);
+            let proposal = match replica {
+                1 => Self::announcement(replica, storage_id.clone()),
+                _ => Self::admission(storage_id.clone()),
+            };
+            let known = state.apply(Timestamp::default(), proposal);
             assert!(known.is_ok(), "a founder is not taken: {known:?}");
+            let id = state.replica_by_storage(&storage_id).map(|known| known.id);
+            assert_eq!(id, Some(replica), "founders are counted from one");
         }
         drop(state.take_writes());
         state
