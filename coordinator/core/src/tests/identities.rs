@@ -106,7 +106,9 @@ fn a_ca_is_believed_for_a_while_after_its_coordinator_left_and_not_when_denied()
     let mut stage = Stage::default();
     let (one, two) = ("1".repeat(32), "2".repeat(32));
     for (replica, storage_id) in [(1, &one), (2, &two)] {
-        play(&mut stage, 0, update(replica, storage_id));
+        // The founder makes itself known, and lets the other one in.
+        let proposal = if replica == 1 { update(1, storage_id) } else { admit(storage_id) };
+        play(&mut stage, 0, proposal);
         let certificate = vec![replica as u8];
         let storage_id = storage_id.clone();
         let ancestors = Vec::new();
@@ -125,6 +127,11 @@ fn a_ca_is_believed_for_a_while_after_its_coordinator_left_and_not_when_denied()
 fn update(replica: u64, storage_id: &str) -> Proposal {
     let (storage_id, endpoint) = (storage_id.to_owned(), "unix:/s".to_owned());
     Proposal::UpdateReplica { replica, storage_id, endpoint, level: 1 }
+}
+
+fn admit(storage_id: &str) -> Proposal {
+    let (storage_id, endpoint) = (storage_id.to_owned(), "unix:/t".to_owned());
+    Proposal::AdmitReplica { storage_id, endpoint, level: 1 }
 }
 
 fn play(stage: &mut Stage, ms: u64, proposal: Proposal) {
