@@ -117,7 +117,8 @@ async fn artifacts_go_from_job_to_job() {
 #[tokio::test]
 async fn a_second_agent_on_the_same_folder_is_refused() {
     let farm = Farm::start().await;
-    let ended = steading_agent::run(farm.config(), farm.cluster(), CancellationToken::new()).await;
+    let second = steading_agent::run(farm.config(), farm.cluster(), CancellationToken::new());
+    let ended = Box::pin(second).await;
     assert!(ended.unwrap_err().to_string().contains("another agent"));
     farm.stop().await;
 }

@@ -5,6 +5,7 @@
 //! acknowledged is in the log of record (`wal`) and synced; everything else on the
 //! disk can be made again from it.
 
+mod clock;
 mod found;
 mod handle;
 mod identity;
@@ -234,6 +235,7 @@ impl Replica {
             jobs: Some(jobs),
             keeper: Some(keeper_thread),
             resync: false,
+            clock: clock::Clock::default(),
             started: now,
             ticks: 0,
             wrote: now,

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use steading_core::State;
-use steading_model::Timestamp;
 use steading_model::codec::Encode;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::clock::Clock;
 use super::identity::DirLock;
 use super::keeper::{Job, Keeper, Kept};
 use super::membership::Membership;
@@ -97,6 +97,8 @@ pub(crate) struct Thread {
     pub(crate) keeper: Option<JoinHandle<()>>,
     /// The consumer of notices missed some, or has to begin.
     pub(crate) resync: bool,
+    /// Stamped by the leader into entries.
+    pub(crate) clock: Clock,
     pub(crate) started: Instant,
     pub(crate) ticks: u64,
     pub(crate) wrote: Instant,
@@ -239,7 +241,8 @@ impl Thread {
         }
         let wrote = !wave.proposals.is_empty();
         if wrote {
-            self.node.propose(clock(), wave.proposals, &mut output);
+            let now = self.clock.now();
+            self.node.propose(now, wave.proposals, &mut output);
         }
         if !wave.reads.is_empty() {
             self.node.read(wave.reads);
@@ -363,12 +366,6 @@ pub(crate) fn keep(mut keeper: Keeper, jobs: &Receiver<Job>, done: &SyncSender<I
             return;
         }
     }
-}
-
-/// The clock on the wall, which the leader stamps into entries.
-fn clock() -> Timestamp {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Timestamp::from_ms(now.map_or(0, |now| now.as_millis() as u64))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
