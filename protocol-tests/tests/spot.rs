@@ -128,6 +128,13 @@ impl Story {
         let (code, summary) = self.watch.finish();
         assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.logs(), farm.farm().log("s0"));
 
+        // Who is connected first to a new leader gets the work: to prefer is not to wait.
+        let stays = !farm.endpoints().contains(',');
+        let is_better_off = |places: &[&str]| match places {
+            ["d0"] => true,
+            ["s1"] => !stays,
+            _ => false,
+        };
         let explained = explain(farm, &self.run);
         let (mut unstarted, mut running) = (Times::default(), Times::default());
         for (leg, way) in &ways {
@@ -137,13 +144,13 @@ impl Story {
             let back = attempts[0]["ended_ms"].as_u64().expect("a time") * 1_000_000;
             if way[0].0 == "s0" {
                 // It lost a machine, and goes where that cannot happen again.
-                assert_eq!(places, ["s0", "d0"], "leg {leg}");
+                assert!(is_better_off(&places[1..]), "leg {leg}: {places:?}");
                 assert_eq!(classes, [Some("preempted"), Some("user")], "leg {leg}");
                 running.back.push(since(back));
                 running.elsewhere.push(since(way[1].1));
             } else {
-                // It lost nothing but time, and still prefers spot machines, of another pool.
-                assert_eq!(places, ["s1"], "leg {leg}");
+                // Its machine was taken away as well, though it lost nothing but time.
+                assert!(is_better_off(&places), "leg {leg}: {places:?}");
                 assert_eq!(classes, [None, Some("user")], "leg {leg}");
                 unstarted.back.push(since(back));
                 unstarted.elsewhere.push(since(way[0].1));
