@@ -85,7 +85,7 @@ pub async fn run(
     cluster: Cluster,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    run_until(config, cluster, CancellationToken::new(), shutdown).await
+    Box::pin(run_until(config, cluster, CancellationToken::new(), shutdown)).await
 }
 
 /// As [`run`], until `leave`: then it gives back what it has not started, lets end what
