@@ -95,7 +95,7 @@ enum Pending {
     Call {
         from: Peer,
         call: u64,
-        proposal: Proposal,
+        proposal: Box<Proposal>,
     },
     Assign,
     Plan {
@@ -154,7 +154,7 @@ impl Shell {
 
     /// A unary call.
     pub(crate) fn called(&mut self, from: Peer, call: u64, proposal: Proposal) {
-        self.propose(proposal.clone(), Pending::Call { from, call, proposal });
+        self.propose(proposal.clone(), Pending::Call { from, call, proposal: Box::new(proposal) });
     }
 
     /// An agent said something on its session.
