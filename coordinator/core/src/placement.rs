@@ -7,6 +7,11 @@
 //! near, or a machine was taken away from it, one that stays; else the kind that it
 //! prefers. Then: not in the pool that it lost a machine of, not the agent that had its
 //! last attempt, and the most free slots (then CPU, then memory).
+//!
+//! A job that fits nowhere is passed by, but not for ever: once it has waited
+//! [`PASSED_BY_MS`], the agent that is nearest to having room for it takes no less urgent
+//! job until it has. Which one that is needs no memory: the one that is kept free only
+//! gets freer.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -18,6 +23,12 @@ use crate::index::{Lane, Place};
 use crate::proposal::Assignment;
 use crate::rows::{Agent, Job};
 use crate::state::State;
+
+/// How long smaller jobs may go before one that fits nowhere, milliseconds.
+pub(crate) const PASSED_BY_MS: u64 = 120_000;
+
+/// Agents that one pass keeps free for such jobs.
+const KEPT_FREE_MAX: usize = 16;
 
 /// Chooses agents for queued jobs, `max` at most, among the `connected` ones.
 ///
@@ -46,7 +57,10 @@ pub fn place(
         if !pass.may_start(job, lane) {
             continue;
         }
-        let Some((agent, incarnation)) = pass.take_agent(job, lane) else { continue };
+        let Some((agent, incarnation)) = pass.take_agent(job, lane) else {
+            pass.keep_free_for(job, lane);
+            continue;
+        };
         assignments.push(Assignment { job: job.id, agent, incarnation });
         if let Some(bounded) = &lane.bounded {
             *pass.started.entry(bounded).or_default() += 1;
@@ -124,6 +138,8 @@ struct Pass<'a> {
     admitted: BTreeMap<&'a Lane, Vec<usize>>,
     /// Legs that this pass starts, of the matrices that bound theirs.
     started: BTreeMap<&'a (RunId, String), u32>,
+    /// Agents that were looked for, to be kept free.
+    kept: usize,
 }
 
 impl<'a> Pass<'a> {
@@ -144,7 +160,7 @@ impl<'a> Pass<'a> {
             free += 1;
         }
         let classes = classes.into_values().collect();
-        Self { state, classes, free, admitted: BTreeMap::new(), started: BTreeMap::new() }
+        Self { state, classes, free, admitted: BTreeMap::new(), started: BTreeMap::new(), kept: 0 }
     }
 
     /// Whether the job's matrix may start one more leg.
@@ -194,5 +210,36 @@ impl<'a> Pass<'a> {
             self.free -= 1;
         }
         Some((free.agent.0, free.incarnation))
+    }
+
+    /// Takes the agent out of the pass that will first have room for a job that waited for
+    /// long and fits nowhere now.
+    fn keep_free_for(&mut self, job: &Job, lane: &Lane) {
+        let waited = self.state.now().since_ms(job.queued);
+        let Some(admitted) = self.admitted.get(lane) else { return };
+        if waited < PASSED_BY_MS || self.kept == KEPT_FREE_MAX {
+            return;
+        }
+        self.kept += 1;
+        let needs = job.definition.resources;
+        let whole = |free: &Free| self.state.agent(free.agent.0).map(|it| it.definition.resources);
+        let candidates = admitted.iter().flat_map(|&at| {
+            let agents = self.classes[at].free.iter();
+            agents
+                .filter(|free| whole(free).is_some_and(|all| needs.fits(all)))
+                .map(move |it| (*it, at))
+        });
+        // Both have to come free; of what is missing, the larger part counts.
+        let missing = |free: &Free| {
+            let part = |needed: u32, free: u32| {
+                u64::from(needed.saturating_sub(free)) * 1_000 / u64::from(needed.max(1))
+            };
+            part(needs.cpu_milli, free.cpu_milli).max(part(needs.memory_mib, free.memory_mib))
+        };
+        let nearest = candidates.min_by_key(|(free, _)| (missing(free), Reverse(*free)));
+        if let Some((free, at)) = nearest {
+            self.classes[at].free.remove(&free);
+            self.free -= 1;
+        }
     }
 }

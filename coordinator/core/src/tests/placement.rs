@@ -34,6 +34,28 @@ fn priority_goes_before_age() {
 }
 
 #[test]
+fn a_large_job_is_not_passed_by_for_ever() {
+    check(
+        "0s   agent A1 slots=9 cpu=4000
+         0s   agent A2 slots=9 cpu=2000
+         0s   admit R1 a(cpu=1000) b(cpu=1000)
+         0s   assign job-1 agent-1 job-2 agent-1
+         0s   admit R2 large(cpu=4000) other(cpu=9000)
+         1s   admit R3 c(cpu=1000) d(cpu=1000) e(cpu=1000) f(cpu=1000)
+         1s   show place agent-1 agent-2   -> job-5 agent-2, job-6 agent-2, job-7 agent-1, job-8 agent-1
+         119s agent A3 slots=1 cpu=500
+         119s show place agent-1           -> job-5 agent-1, job-6 agent-1
+         120s agent A3 slots=1 cpu=500
+         120s show place agent-1 agent-2   -> job-5 agent-2, job-6 agent-2
+         120s show place agent-2           -> job-5 agent-2, job-6 agent-2
+         121s complete L1 success
+         121s show place agent-1           ->
+         122s complete L2 success
+         122s show place agent-1 agent-2   -> job-3 agent-1, job-5 agent-2, job-6 agent-2",
+    );
+}
+
+#[test]
 fn a_job_has_a_priority_of_its_own_and_nothing_waits_for_ever() {
     check(
         "0s   agent A1 slots=1
