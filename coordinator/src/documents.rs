@@ -51,7 +51,11 @@ pub(crate) enum DocumentError {
 impl DocumentError {
     /// Whether it may be had later: the store or the origin was away, or had no room.
     pub(crate) const fn is_transient(&self) -> bool {
-        matches!(self, Self::Store(OriginError::Store(_) | OriginError::Object { .. }))
+        let Self::Store(error) = self else { return false };
+        matches!(
+            error,
+            OriginError::Store(_) | OriginError::Object { .. } | OriginError::NotMounted { .. }
+        )
     }
 }
 

@@ -107,6 +107,7 @@ impl Origin {
                         push(&mut parts, bytes.slice_ref(part), &path).await?;
                     }
                     finish(parts, &path).await?;
+                    self.mounted().await?;
                 }
                 self.0.known.insert(function, &digest);
                 Ok(())
@@ -188,6 +189,7 @@ impl Origin {
             return Ok(false);
         }
         finish(parts, &path).await?;
+        self.mounted().await?;
         self.0.known.insert(function, digest);
         Ok(true)
     }

@@ -14,7 +14,7 @@ mod blobs;
 mod known;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +61,9 @@ pub enum OriginError {
          same directory or bucket, and it has to be mounted before they start"
     )]
     NotShared { place: String, cluster: String },
+    /// It was the group's, and what stands there now is not.
+    #[error("the origin `{place}` is not there any more: is it still mounted?")]
+    NotMounted { place: String },
 }
 
 /// The origin. Clones share it.
@@ -76,6 +79,9 @@ struct Inner {
     place: String,
     /// Of a directory.
     dir: Option<PathBuf>,
+    /// What a directory must hold as long as it is the group's: without it, another one
+    /// shows under the same path, in which nothing is found and nothing must be put.
+    mark: OnceLock<ObjectPath>,
     known: Known,
     transfers: Semaphore,
     fetching: blobs::Fetching,
@@ -139,7 +145,8 @@ impl Origin {
     ) -> Self {
         let transfers = Semaphore::new(TRANSFERS_MAX);
         let (known, fetching) = (Known::default(), blobs::Fetching::default());
-        Self(Arc::new(Inner { objects, prefix, place, dir, known, transfers, fetching }))
+        let mark = OnceLock::new();
+        Self(Arc::new(Inner { objects, prefix, place, dir, mark, known, transfers, fetching }))
     }
 
     /// Where it is, for messages.
@@ -154,7 +161,10 @@ impl Origin {
     /// [`OriginError::Object`].
     pub async fn adopt(&self, cluster: &str) -> Result<(), OriginError> {
         let text = Bytes::from(format!("{cluster}\n"));
-        self.write(&self.path(["clusters", cluster]), text).await
+        let path = self.path(["clusters", cluster]);
+        self.write(&path, text).await?;
+        self.expect(path);
+        Ok(())
     }
 
     /// Whether this group said so before.
@@ -163,7 +173,33 @@ impl Origin {
     ///
     /// [`OriginError::Object`] where nobody can tell.
     pub async fn is_adopted(&self, cluster: &str) -> Result<bool, OriginError> {
-        Ok(self.size(&self.path(["clusters", cluster])).await?.is_some())
+        let path = self.path(["clusters", cluster]);
+        let is_adopted = self.size(&path).await?.is_some();
+        if is_adopted {
+            self.expect(path);
+        }
+        Ok(is_adopted)
+    }
+
+    /// From now on the group's mark has to be there.
+    fn expect(&self, mark: ObjectPath) {
+        if self.0.dir.is_some() {
+            // The first one stays: a group that goes on from another keeps both.
+            let _ = self.0.mark.set(mark);
+        }
+    }
+
+    /// Whether the directory is still the group's. Looked at after every write and behind
+    /// everything that is not found, so that what was answered is true of the right one.
+    async fn mounted(&self) -> Result<(), OriginError> {
+        let Some(mark) = self.0.mark.get() else { return Ok(()) };
+        match self.0.objects.head(mark).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::NotFound { .. }) => {
+                Err(OriginError::NotMounted { place: self.0.place.clone() })
+            }
+            Err(source) => Err(object_error("look for", mark, source)),
+        }
     }
 
     /// Leaves a sign for the others that the coordinator of this name sees the same place as
@@ -279,7 +315,10 @@ impl Origin {
     async fn read(&self, path: &ObjectPath) -> Result<Option<Bytes>, OriginError> {
         let found = match self.0.objects.get(path).await {
             Ok(found) if found.meta.size <= ENTRY_BYTES_MAX => found,
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Ok(_) => return Ok(None),
+            Err(object_store::Error::NotFound { .. }) => {
+                return self.mounted().await.map(|()| None);
+            }
             Err(source) => return Err(object_error("read", path, source)),
         };
         found.bytes().await.map(Some).map_err(|source| object_error("read", path, source))
@@ -287,7 +326,8 @@ impl Origin {
 
     async fn write(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), OriginError> {
         let put = self.0.objects.put(path, PutPayload::from_bytes(bytes)).await;
-        put.map(drop).map_err(|source| object_error("write", path, source))
+        put.map_err(|source| object_error("write", path, source))?;
+        self.mounted().await
     }
 
     async fn remove(&self, path: &ObjectPath) -> Result<(), OriginError> {
@@ -306,7 +346,7 @@ impl Origin {
                 let age = std::time::SystemTime::from(age).elapsed().unwrap_or_default();
                 Ok(Some((meta.size, self.0.dir.is_some() && age < YOUNG)))
             }
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(object_store::Error::NotFound { .. }) => self.mounted().await.map(|()| None),
             Err(source) => Err(object_error("look for", path, source)),
         }
     }

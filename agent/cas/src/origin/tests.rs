@@ -210,6 +210,29 @@ async fn only_the_groups_own_origin_knows_it() {
     assert!(!Origin::directory(other.dir.path()).unwrap().is_adopted("a1b2").await.unwrap());
 }
 
+#[tokio::test]
+async fn a_directory_that_is_not_mounted_any_more_is_away_and_not_empty() {
+    let places = Places::directory();
+    let front = places.coordinator();
+    let origin = front.origin().unwrap();
+    origin.adopt("a1b2").await.unwrap();
+    let digests = put(&front, &[b"kept"]).await;
+
+    let (dir, aside) = (places.dir.path(), tempfile::tempdir().unwrap());
+    std::fs::rename(dir, aside.path().join("unmounted")).unwrap();
+    std::fs::create_dir(dir).unwrap();
+    let away = |error: OriginError| error.to_string().contains("still mounted");
+    let name = ["logs", "run-1", "index"];
+    assert!(away(origin.object(name).await.unwrap_err()));
+    assert!(away(origin.put_object(name, Bytes::from_static(b"lost")).await.unwrap_err()));
+    let new = Origin::directory(dir).unwrap();
+    assert!(!new.is_adopted("a1b2").await.unwrap(), "an origin that was never here");
+    std::fs::remove_dir_all(dir).unwrap();
+    std::fs::rename(aside.path().join("unmounted"), dir).unwrap();
+    assert_eq!(origin.object(name).await.unwrap(), None);
+    assert!(places.file(&digests[0]).exists());
+}
+
 #[test]
 fn a_scope_is_a_part_of_a_path_whatever_it_holds() {
     for (scope, plain) in

@@ -119,7 +119,9 @@ impl From<OriginError> for Status {
                 tracing::error!(%error, cause = %source, "the origin failed");
                 Self::unavailable("the origin cannot be reached: see the coordinator's log")
             }
-            OriginError::Setting { .. } | OriginError::NotShared { .. } => {
+            OriginError::Setting { .. }
+            | OriginError::NotShared { .. }
+            | OriginError::NotMounted { .. } => {
                 tracing::error!(%error, "the origin failed");
                 Self::unavailable(error.to_string())
             }
