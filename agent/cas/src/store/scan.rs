@@ -102,7 +102,9 @@ pub(super) fn evict(shared: &Shared) {
         remove_unless_used(shared, &key, &meta);
     }
     let bytes = shared.index().bytes();
-    *futile_until = (bytes > bytes_max).then(|| Instant::now() + EVICT_PAUSE);
+    // A pin that ends is known at once; what others name is costly to find out.
+    let futile = bytes > bytes_max && shared.bound.get().is_some();
+    *futile_until = futile.then(|| Instant::now() + EVICT_PAUSE);
     if bytes > bytes_max {
         tracing::warn!(bytes, bytes_max, "the store is larger than it may be: all of it is needed");
     }
