@@ -157,7 +157,15 @@ impl Cluster for ClusterService {
                 "the replica was asked to leave, and the others have not agreed on that yet; ask again",
             )),
         }
-        Ok(Response::new(v1::RemoveReplicaResponse {}))
+        // Once more, which changes nothing: that it is committed shows that a majority of
+        // those who stay has the change on its disks as one that holds. Until then, after
+        // a loss of power, they would need the one that is about to be thrown away.
+        match self.replica.propose(Proposal::RemoveReplica { replica: id, force }).await {
+            Ok(_) | Err(ProposeError::Rejected(_)) => {
+                Ok(Response::new(v1::RemoveReplicaResponse {}))
+            }
+            Err(error) => Err(self.refused(error)),
+        }
     }
 
     async fn transfer_leadership(
