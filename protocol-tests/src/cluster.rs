@@ -12,6 +12,11 @@ use serde_json::Value;
 
 use crate::farm::{Farm, Process, wait_for};
 
+/// Coordinators of the farm that most stories are about.
+pub const COORDINATORS: usize = 3;
+/// And its agents.
+pub const AGENTS: usize = 4;
+
 /// How many coordinators, and agents, may join in one test, wiped ones again.
 const JOINS_MAX: &str = "64";
 

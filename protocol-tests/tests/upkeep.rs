@@ -1,13 +1,13 @@
 //! Stories of a farm that is looked after while it works: new versions, new members, full
-//! disks. Runs do not notice.
+//! disks. Runs do not notice. `STEADING_JOBS` says how many jobs run meanwhile.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
-use steading_protocol_tests::cluster::Cluster;
+use steading_protocol_tests::cluster::{AGENTS, COORDINATORS, Cluster};
 use steading_protocol_tests::farm::wait_for;
-use steading_protocol_tests::jobs::{Load, LongJobs};
+use steading_protocol_tests::jobs::{Load, LongJobs, running_jobs, short_project};
 use steading_protocol_tests::small_disk::{self, SmallDisk, mount_small};
 
 const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
@@ -15,11 +15,8 @@ const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
 /// The next version, which knows one more feature level.
 const NEXT: &str = env!("CARGO_BIN_EXE_stead-next-under-test");
 
-const COORDINATORS: usize = 3;
-const AGENTS: usize = 4;
-/// Jobs that run all the time. Each agent has a slot more than its part of them.
+/// Jobs that run all the time.
 const JOBS: usize = 8;
-const SLOTS: usize = JOBS / AGENTS + 1;
 
 /// A disk that a coordinator can live on, its log's segments and its ballast with it.
 const DISK_BYTES: u64 = 512 << 20;
@@ -31,9 +28,7 @@ const TOO_EARLY: &str = "feature level 2 cannot be used or set, the group is at 
 
 #[test]
 fn a_new_version_takes_the_place_of_the_old_one_under_jobs() {
-    let mut farm = Cluster::start(STEAD, COORDINATORS, AGENTS, SLOTS);
-    let jobs = LongJobs::start(&farm, JOBS);
-    let load = Load::start(&farm);
+    let (mut farm, jobs, load) = begin();
 
     upgrade(&mut farm, 0);
     // Led by the old version, and by the new one.
@@ -79,9 +74,7 @@ fn a_new_version_takes_the_place_of_the_old_one_under_jobs() {
 #[test]
 fn leadership_is_handed_over_under_load() {
     const TRANSFERS: usize = 10;
-    let farm = Cluster::start(STEAD, COORDINATORS, AGENTS, SLOTS);
-    let jobs = LongJobs::start(&farm, JOBS);
-    let load = Load::start(&farm);
+    let (farm, jobs, load) = begin();
     let mut asked = Vec::new();
     for _ in 0..TRANSFERS {
         farm.wait_until_whole();
@@ -99,9 +92,7 @@ fn leadership_is_handed_over_under_load() {
 
 #[test]
 fn members_are_replaced_one_after_another_under_load() {
-    let mut farm = Cluster::start(STEAD, COORDINATORS, AGENTS, SLOTS);
-    let jobs = LongJobs::start(&farm, JOBS);
-    let load = Load::start(&farm);
+    let (mut farm, jobs, load) = begin();
     // The first one stays, for its socket is the admin's.
     transfer(&farm, 1);
     for (old, what) in [(2, "a follower"), (1, "the leader")] {
@@ -133,14 +124,7 @@ fn members_are_replaced_one_after_another_under_load() {
 
 #[test]
 fn a_leader_whose_disk_runs_full_hands_over_and_comes_back() {
-    if !can_mount() {
-        return;
-    }
-    let mut farm = Cluster::in_folders(STEAD, COORDINATORS, |dir| mount_small(dir, DISK_BYTES));
-    let disks = disks(&farm);
-    farm.add_agents(AGENTS, SLOTS);
-    let jobs = LongJobs::start(&farm, JOBS);
-    let load = Load::start(&farm);
+    let Some((mut farm, disks, jobs, load)) = begin_on_small_disks() else { return };
 
     let low = farm.leader();
     disks[low].fill(NEARLY_FULL_BYTES);
@@ -182,17 +166,11 @@ fn a_leader_whose_disk_runs_full_hands_over_and_comes_back() {
 
 #[test]
 fn a_farm_on_full_disks_takes_nothing_and_finishes_what_it_has() {
-    if !can_mount() {
-        return;
-    }
-    let mut farm = Cluster::in_folders(STEAD, COORDINATORS, |dir| mount_small(dir, DISK_BYTES));
-    let disks = disks(&farm);
-    farm.add_agents(AGENTS, SLOTS);
-    let jobs = LongJobs::start(&farm, JOBS);
-    let load = Load::start(&farm);
+    let Some((mut farm, disks, jobs, load)) = begin_on_small_disks() else { return };
     disks.iter().for_each(|disk| disk.fill(NEARLY_FULL_BYTES));
     let done = load.finish(&farm);
-    let submit = ["submit", &farm.farm().dir().join("short-jobs").display().to_string()];
+    let project = short_project(&farm, "ubuntu-latest").display().to_string();
+    let submit = ["submit", &project];
     let refused = farm.output(&submit);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("disk is nearly full"), "{said}");
@@ -213,6 +191,33 @@ fn a_farm_on_full_disks_takes_nothing_and_finishes_what_it_has() {
     load.wait_for(&farm, 1);
     let done = load.finish(&farm);
     assert!(done.refused.is_empty(), "{:?}", done.refused);
+}
+
+/// A farm with jobs that run, room for one more on each agent, and a client that submits
+/// short ones.
+fn begin() -> (Cluster, LongJobs, Load) {
+    let mut farm = Cluster::without_agents(STEAD, COORDINATORS);
+    let (jobs, load) = set_to_work(&mut farm);
+    (farm, jobs, load)
+}
+
+/// The same, each coordinator on a small disk; none where there cannot be any.
+fn begin_on_small_disks() -> Option<(Cluster, Vec<SmallDisk>, LongJobs, Load)> {
+    if !can_mount() {
+        return None;
+    }
+    let mut farm = Cluster::in_folders(STEAD, COORDINATORS, |dir| mount_small(dir, DISK_BYTES));
+    let disks = disks(&farm);
+    let (jobs, load) = set_to_work(&mut farm);
+    Some((farm, disks, jobs, load))
+}
+
+fn set_to_work(farm: &mut Cluster) -> (LongJobs, Load) {
+    let jobs = running_jobs(JOBS);
+    farm.add_agents(AGENTS, jobs.div_ceil(AGENTS) + 1);
+    let jobs = LongJobs::start(farm, jobs);
+    let load = Load::start(farm);
+    (jobs, load)
 }
 
 /// Whether there can be small disks; says why not.

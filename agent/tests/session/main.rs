@@ -53,6 +53,8 @@ struct Known {
     leadership: watch::Sender<v1::Leadership>,
     /// How it answers who wants a session.
     refusal: Option<Status>,
+    /// What serves its streams.
+    tasks: JoinSet<()>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,17 +79,13 @@ impl Agents for Coordinator {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (sender, receiver) = mpsc::channel(64);
-        {
-            let mut known = self.known.lock().unwrap();
-            if let Some(refusal) = &known.refusal {
-                return Err(refusal.clone());
-            }
-            known.session = Some(sender);
+        let mut known = self.known.lock().unwrap();
+        if let Some(refusal) = &known.refusal {
+            return Err(refusal.clone());
         }
+        known.session = Some(sender);
         let (events, mut said) = (self.events.clone(), request.into_inner());
-        // Ends with the stream.
-        #[allow(clippy::disallowed_methods, reason = "a test's server has no owner for it")]
-        tokio::spawn(async move {
+        known.tasks.spawn(async move {
             while let Some(Ok(message)) = said.next().await {
                 if let Some(message) = message.message {
                     events.send(Event::Said(message)).await.unwrap_or_default();
@@ -120,11 +118,10 @@ impl Agents for Coordinator {
         &self,
         _: Request<v1::WatchLeaderRequest>,
     ) -> Result<Response<Self::WatchLeaderStream>, Status> {
-        let mut leadership = self.known.lock().unwrap().leadership.subscribe();
+        let mut known = self.known.lock().unwrap();
+        let mut leadership = known.leadership.subscribe();
         let (sender, receiver) = mpsc::channel(8);
-        // Ends with the stream.
-        #[allow(clippy::disallowed_methods, reason = "a test's server has no owner for it")]
-        tokio::spawn(async move {
+        known.tasks.spawn(async move {
             loop {
                 let said = leadership.borrow_and_update().clone();
                 if sender.send(Ok(said)).await.is_err() || leadership.changed().await.is_err() {

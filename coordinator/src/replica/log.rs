@@ -110,7 +110,8 @@ impl Log {
         }
         let promise = to_promise(&self.hard_state);
         // Behind the entries: a commit must not be there without them. A commit on its
-        // own is worth no write; it goes along with the next one.
+        // own is worth no write, unless of a change of the members (`keep_commit`); it goes
+        // along with the next one.
         let (term, vote) = (self.written.term, self.written.vote);
         if !records.is_empty() || (promise.term, promise.vote) != (term, vote) {
             if promise != self.written {
@@ -125,6 +126,22 @@ impl Log {
     /// Notes how far the group has committed.
     pub(crate) fn set_commit(&mut self, commit: u64) {
         self.hard_state.commit = commit;
+    }
+
+    /// Makes durable that what is at `index` was committed. A change of the members needs
+    /// it: who forgot that a joint membership was left would wait for a majority of members
+    /// of which some are gone for good.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError`], after which nothing may be acknowledged any more.
+    pub(crate) fn keep_commit(&mut self, index: u64) -> Result<(), WalError> {
+        if self.written.commit >= index {
+            return Ok(());
+        }
+        self.hard_state.commit = self.hard_state.commit.max(index);
+        self.written = to_promise(&self.hard_state);
+        self.wal.append(&[Record::Promise(self.written)], true)
     }
 
     /// Whether the log's last write still looks like a torn tail if it is damaged.

@@ -338,6 +338,7 @@ impl Node {
             index: entry.index,
             source: DecodeError::Invalid("change of membership"),
         })?;
+        self.raw.mut_store().keep_commit(entry.index)?;
         let changed = match self.raw.apply_conf_change(&change) {
             Ok(state) => {
                 self.raw.mut_store().set_conf_state(state);

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::replica::image_memory::MemStore;
 use crate::replica::keeper::{Job, Keeper};
+use crate::replica::membership::Membership;
 use crate::replica::node::{ELECTION_TICKS, Node, Output, Staged};
 use crate::replica::open::{Opened, Place, open};
 use crate::replica::sim_fs::{Dice, Faults, SimFs};
@@ -66,6 +67,8 @@ struct Member {
     /// Failures of the disk that were seen.
     failures: u64,
     waiting: Vec<(String, Answer)>,
+    /// The members by what it had applied, as others could last see.
+    group: Option<(u64, Membership)>,
 }
 
 struct Story {
@@ -335,7 +338,9 @@ impl Story {
             Ok(Opened { mut node, keeper, .. }) => {
                 node.set_election_timeout(ELECTION_TICKS);
                 member.live = Some((node, keeper));
+                let before = member.group.take();
                 self.with(id, |_, _| ());
+                self.check_group(id, before);
             }
             // The power went while it started, or a sync failed.
             Err(_) if member.fs.is_off() || member.fs.failures() > member.failures => {
@@ -343,6 +348,15 @@ impl Story {
             }
             Err(error) => panic!("seed {}: {id} does not start: {error:?}", self.seed),
         }
+    }
+
+    /// Entries may have to be applied again once the group says that they are committed, but
+    /// not a change of the members: who is needed for that may have left by it.
+    fn check_group(&self, id: u64, before: Option<(u64, Membership)>) {
+        let now = self.members[&id].group.as_ref();
+        let (Some((was_applied, was)), Some((applied, is))) = (before, now) else { return };
+        let (seed, known) = (self.seed, *applied > was_applied || *is == was);
+        assert!(known, "seed {seed}: {id} forgot {was:?} at {was_applied}; it knows {is:?}");
     }
 
     /// Lets a live member do something, and everything that follows from it.
@@ -375,6 +389,11 @@ impl Story {
         }
         self.network.extend(output.messages);
         let status = node.status();
+        let mut group = status.membership;
+        // In no order.
+        group.voters.sort_unstable();
+        group.voters_outgoing.sort_unstable();
+        member.group = Some((status.applied, group));
         let chain = *self.chains.entry(status.applied).or_insert(node.state().chain());
         assert_eq!(chain, node.state().chain(), "seed {}: {id} differs", self.seed);
         if output.leads {
