@@ -27,8 +27,8 @@ jobs:
           me="${{ matrix.leg }} ${{ runner.name }} $$"
           echo "$me" >> "DIR/started"
           exec 3<> <(:)
-          until [ -e "DIR/go" ] || [ -e "DIR/end-${{ matrix.leg }}-${{ runner.name }}" ]; do
-            echo "$me $EPOCHREALTIME" >> "DIR/alive"
+          while echo "$me $EPOCHREALTIME" >> "DIR/alive"; do
+            [ ! -e "DIR/go" ] && [ ! -e "DIR/end-${{ matrix.leg }}-${{ runner.name }}" ] || break
             read -r -t 0.2 -u 3 || true
           done
           echo "the end of ${{ matrix.leg }}"
