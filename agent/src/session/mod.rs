@@ -180,11 +180,7 @@ impl Agent {
                 // To register again would end what the other one runs, and so on for ever.
                 Err(status) if status.code() == Code::AlreadyExists => {
                     self.stop_everything(attempts).await;
-                    anyhow::bail!(
-                        "another agent registered as `{}` and took this one's place: give one of \
-                         them another name (`--name`)",
-                        self.config.name
-                    );
+                    return Err(self.displaced());
                 }
                 Err(status) => tracing::info!(%status, "session broke, connecting again"),
             }
@@ -204,11 +200,14 @@ impl Agent {
             .await
             .map_err(|status: Status| {
                 debug_assert!(!is_transient(&status));
-                anyhow::anyhow!(
-                    "the coordinator refuses agent `{}`: {}",
-                    self.config.name,
-                    status.message()
-                )
+                match status.code() {
+                    Code::AlreadyExists => self.displaced(),
+                    _ => anyhow::anyhow!(
+                        "the coordinator refuses agent `{}`: {}",
+                        self.config.name,
+                        status.message()
+                    ),
+                }
             })?;
         tracing::info!(
             agent_id = response.agent_id,
@@ -216,6 +215,14 @@ impl Agent {
             "agent registered"
         );
         Ok(Identity { agent_id: response.agent_id, incarnation: response.incarnation })
+    }
+
+    fn displaced(&self) -> anyhow::Error {
+        anyhow::anyhow!(
+            "another agent registered as `{}` and took this one's place: give one of them another \
+             name (`--name`); if there is no other one, start this one again",
+            self.config.name
+        )
     }
 
     fn registration(&self) -> v1::RegisterRequest {

@@ -68,7 +68,13 @@ impl Agents for AgentsService {
         let caller = auth::caller(&request)?;
         let agent = new_agent(request.into_inner())?;
         self.may_register(&caller, &agent)?;
-        let effects = self.replica.propose(Proposal::RegisterAgent { agent }).await?;
+        let name = agent.name.clone();
+        let effects = match self.replica.propose(Proposal::RegisterAgent { agent }).await {
+            Err(ProposeError::Rejected(Rejection::IncarnationStale)) => {
+                return Err(session::displaced(&name));
+            }
+            answer => answer?,
+        };
         let registered = effects.iter().find_map(|effect| match effect {
             Effect::Registered { agent, incarnation } => Some((*agent, *incarnation)),
             _ => None,

@@ -408,10 +408,12 @@ fn is_named(agent: &Agent, name: &str) -> bool {
 /// the same name, this one is to end: registering again would take the name back, and
 /// end what runs there.
 fn not_current(agent: &Agent, name: &str) -> Status {
-    if agent.definition.name == name {
-        return Status::already_exists(format!("another agent registered as `{name}`: leave"));
-    }
-    unknown_agent()
+    if agent.definition.name == name { displaced(name) } else { unknown_agent() }
+}
+
+/// Another process registered under the name.
+pub(super) fn displaced(name: &str) -> Status {
+    Status::already_exists(format!("another agent registered as `{name}`: leave"))
 }
 
 fn unknown_agent() -> Status {

@@ -11,10 +11,6 @@ use super::snapshot::{self, Header};
 use super::vfs::Vfs;
 use super::wal::{self, Position};
 
-/// Snapshots that are kept. The log reaches back to the older one, so that one
-/// that rots is no loss.
-const SNAPSHOTS_KEPT: usize = 2;
-
 /// One thing to do.
 #[derive(Debug)]
 pub(crate) enum Job {
@@ -121,8 +117,6 @@ impl Keeper {
         state: &State,
     ) -> Result<Option<Position>, snapshot::SnapshotError> {
         snapshot::write(&*self.vfs, &self.snapshots, header, state)?;
-        snapshot::prune(&*self.vfs, &self.snapshots, SNAPSHOTS_KEPT)?;
-        let kept = snapshot::list(&*self.vfs, &self.snapshots)?;
-        Ok(kept.get(SNAPSHOTS_KEPT - 1).map(|(at, _)| *at))
+        snapshot::prune(&*self.vfs, &self.snapshots, header.at)
     }
 }

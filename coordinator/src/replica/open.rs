@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use steading_core::State;
 
-use super::identity::{Identity, IdentityError, Joined};
+use super::identity::{FIRST_REPLICA, Identity, IdentityError, Joined};
 use super::image::{Image, ImageMeta, ImageStore};
 use super::keeper::Keeper;
 use super::log::Log;
@@ -240,7 +240,9 @@ pub(super) fn read_snapshot(
         }
     }
     let membership = match recovered.base {
-        GENESIS => Membership::single(identity.replica_id),
+        // Nobody else's log begins there: a member alone with an empty state would be a
+        // second group of the same name.
+        GENESIS if identity.replica_id == FIRST_REPLICA => Membership::single(FIRST_REPLICA),
         NOTHING => Membership::default(),
         base => return Err(StartError::NothingToStartFrom { base: base.index }),
     };

@@ -177,13 +177,12 @@ impl Member {
         Ok(())
     }
 
-    /// As it comes in from another replica: written, synced, read back, in place.
+    /// As it comes in from another replica: written, synced, read back, staged.
     fn take_snapshot(&self, message: &Message, bytes: &[u8]) -> Result<Staged, SnapshotError> {
         let metadata = message.get_snapshot().get_metadata();
         let at = Position { index: metadata.index, term: metadata.term };
         let (vfs, dir) = (&*self.keeper.vfs, &self.keeper.snapshots);
-        let path = snapshot::staged_path(dir, at);
-        let coming = path.with_extension("incoming");
+        let coming = dir.join(format!("0{}", snapshot::INCOMING));
         let failed = |doing| {
             let path = coming.clone();
             move |source| SnapshotError::Io { doing, path, source }
@@ -191,9 +190,7 @@ impl Member {
         let mut file = vfs.create(&coming).map_err(failed("make"))?;
         file.write_at(0, bytes).map_err(failed("write"))?;
         file.sync_all().map_err(failed("sync"))?;
-        vfs.rename(&coming, &path).map_err(failed("rename"))?;
-        vfs.sync_dir(dir).map_err(failed("sync"))?;
-        let (header, state) = snapshot::load(vfs, &path)?;
+        let (header, state) = snapshot::stage(vfs, dir, &coming, at)?;
         Ok(Staged { header, state })
     }
 

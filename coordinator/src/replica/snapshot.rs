@@ -206,19 +206,43 @@ pub(crate) fn find(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<PathBuf, Sna
 /// Ends the name of a snapshot that is coming in.
 pub(crate) const INCOMING: &str = ".incoming";
 
-/// Removes the snapshots but the newest `keep`, and what was never finished.
+/// Removes all snapshots but that of `newest`, which was just made, and one before it; and
+/// what was never finished. The log has to reach back to the older one, which is returned, so
+/// that one that rots is no loss. So it is read first: one that rotted already is none.
 ///
 /// # Errors
 ///
 /// [`SnapshotError::Io`].
-pub(crate) fn prune(vfs: &dyn Vfs, dir: &Path, keep: usize) -> Result<(), SnapshotError> {
-    let old = list(vfs, dir)?.into_iter().skip(keep).map(|(_, path)| path);
-    let names = vfs.list(dir).map_err(io_error("read", dir))?;
-    let unfinished = names.iter().filter(|name| name.ends_with(".tmp")).map(|name| dir.join(name));
-    for path in old.chain(unfinished) {
+pub(crate) fn prune(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    newest: Position,
+) -> Result<Option<Position>, SnapshotError> {
+    let mut older = None;
+    for (at, path) in list(vfs, dir)? {
+        // One that came from another replica meanwhile is newer.
+        if at.index >= newest.index {
+            continue;
+        }
+        if older.is_none() {
+            match read(vfs, &path, &mut |_, _| true) {
+                Ok(_) => {
+                    older = Some(at);
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "snapshot rotted, it is removed");
+                }
+            }
+        }
         vfs.remove(&path).map_err(io_error("remove", &path))?;
     }
-    Ok(())
+    let names = vfs.list(dir).map_err(io_error("read", dir))?;
+    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+        let path = dir.join(name);
+        vfs.remove(&path).map_err(io_error("remove", &path))?;
+    }
+    Ok(older)
 }
 
 /// Compares the file with the state, row by row.

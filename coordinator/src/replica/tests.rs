@@ -2,6 +2,7 @@
 
 mod group;
 mod power;
+mod rot;
 
 use std::path::Path;
 use std::sync::Arc;

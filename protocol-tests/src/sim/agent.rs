@@ -8,7 +8,7 @@ mod faults;
 use std::collections::BTreeMap;
 
 use steading_coordinator::replica::sim_fs::Dice;
-use steading_core::{Effect, Lease, NewAgent, Proposal};
+use steading_core::{Effect, Lease, NewAgent, Proposal, Rejection};
 use steading_model::limits::{LEASE_AGENT_MS, RENEW_PERIOD_MS};
 use steading_model::{AgentId, Incarnation, Provisioning, Resources};
 
@@ -263,22 +263,25 @@ impl World {
         this.conn = None;
         let replicas = self.hosts.len();
         match end {
-            End::Stale => {
-                // Kills everything, waits for it, and begins anew.
-                self.trace.tell(self.now, || format!("agent {agent} is stale"));
-                let this = &mut self.agents[agent];
-                this.life += 1;
-                this.up = false;
-                this.calls.clear();
-                let leases: Vec<Lease> = this.held.keys().copied().collect();
-                leases.into_iter().for_each(|lease| self.kill(agent, lease));
-                self.later(agent, S, AgentEvent::Start);
-            }
+            End::Stale => self.begin_anew(agent),
             End::Broken | End::NotLeader => {
                 this.target = hint.unwrap_or((this.target + 1) % replicas);
                 self.connect_later(agent);
             }
         }
+    }
+
+    /// Another process took its name's place. It kills everything, waits for that, and
+    /// comes back.
+    fn begin_anew(&mut self, agent: usize) {
+        self.trace.tell(self.now, || format!("agent {agent} is stale"));
+        let this = &mut self.agents[agent];
+        this.life += 1;
+        this.up = false;
+        this.calls.clear();
+        let leases: Vec<Lease> = this.held.keys().copied().collect();
+        leases.into_iter().for_each(|lease| self.kill(agent, lease));
+        self.later(agent, S, AgentEvent::Start);
     }
 
     fn say(&mut self, agent: usize, say: Say) {
@@ -393,6 +396,8 @@ impl World {
                 self.agents[agent].identity = registered;
                 self.connect_agent(agent);
             }
+            // What an earlier process had said came late, and after what this one said first.
+            (Purpose::Register, Err(Rejection::IncarnationStale)) => self.begin_anew(agent),
             (Purpose::Register, Err(rejection)) => {
                 self.ensure(Err(format!("agent {agent} may not register: {rejection}")));
             }

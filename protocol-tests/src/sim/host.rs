@@ -60,10 +60,10 @@ pub(crate) struct Host {
     pub(crate) comes_back: bool,
     /// It is to be taken out as soon as another can take its place.
     pub(crate) leaves: bool,
-    /// What it holds may be lost, though it is not known yet.
-    pub(crate) doomed: bool,
-    /// A bit flipped; the last entry before.
+    /// A bit flipped since it was started; the last entry before.
     pub(crate) flipped: Option<u64>,
+    /// The snapshot in which one flipped. It may be there for long, with nobody needing it.
+    pub(crate) rotten: Option<PathBuf>,
     /// Its own questions to the leader.
     pub(crate) calls: BTreeMap<u64, Call>,
     pub(crate) target: usize,
@@ -101,8 +101,8 @@ impl Host {
             is_gone: false,
             comes_back: false,
             leaves: false,
-            doomed: false,
             flipped: None,
+            rotten: None,
             calls: BTreeMap::new(),
             target: 0,
             fs: SimFs::new(),
@@ -122,6 +122,12 @@ impl Host {
             down_us: S,
             failures: 0,
         }
+    }
+
+    /// Whether its next start may end in a new disk.
+    pub(crate) fn is_doomed(&self) -> bool {
+        let is_there = |path: &PathBuf| self.fs.bytes(path).is_some();
+        self.flipped.is_some() || self.rotten.as_ref().is_some_and(is_there)
     }
 
     pub(crate) fn layout(&self, cadence: Cadence) -> Layout {

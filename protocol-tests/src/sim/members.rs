@@ -5,6 +5,8 @@
 //! from the group as long as something that it counts on is gone already: see
 //! [`World::may_lose`].
 
+use std::path::PathBuf;
+
 use steading_coordinator::replica::sim_member::Member;
 use steading_core::{Proposal, Rejection};
 
@@ -32,7 +34,7 @@ impl World {
             self.dead.iter().any(|id| group.contains(*id))
         };
         let all_there = !self.hosts.iter().filter_map(|host| host.member.as_ref()).any(is_missed)
-            && !self.hosts.iter().any(|host| host.doomed);
+            && !self.hosts.iter().any(Host::is_doomed);
         let enough = !group.votes(host.id) || group.voters.len() >= 3;
         let settled = member.leads().is_some() && !group.is_joint();
         settled && all_there && enough && group.contains(host.id) && !host.is_gone
@@ -98,9 +100,9 @@ impl World {
         }
         let last = member.last_index();
         let folder = if snapshot { "snapshots" } else { "wal" };
-        let rots = |path: &std::path::PathBuf| {
-            let first = path.to_string_lossy().contains("/0000000000000001-");
-            path.parent().is_some_and(|dir| dir.ends_with(folder)) && !first
+        let rots = |path: &PathBuf| {
+            let counts = !snapshot || path.extension().is_some_and(|end| end == "snap");
+            path.parent().is_some_and(|dir| dir.ends_with(folder)) && counts
         };
         let paths: Vec<_> = host.fs.paths().into_iter().filter(rots).collect();
         if paths.is_empty() {
@@ -120,16 +122,15 @@ impl World {
         if snapshot {
             host.store.with(std::collections::BTreeMap::clear);
         }
-        (host.doomed, host.flipped) = (true, Some(last));
+        host.flipped = Some(last);
+        host.rotten = snapshot.then(|| path.clone());
         self.saw(if snapshot { Seen::SnapshotRotten } else { Seen::LogRotten });
         self.crash(replica, S);
     }
 
     /// A replica with a flipped bit started after all, or refused to.
     pub(crate) fn flip_met(&mut self, replica: usize, last: u64) {
-        let host = &mut self.hosts[replica];
-        host.doomed = false;
-        let Some(member) = &mut host.member else {
+        let Some(member) = &mut self.hosts[replica].member else {
             self.saw(Seen::RotFound);
             let old = self.hosts[replica].id;
             self.put_new_disk(replica);

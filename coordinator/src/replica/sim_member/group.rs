@@ -19,8 +19,9 @@ use super::Member;
 use crate::group::{as_seen, to_raft};
 use crate::peers::policy::{Change, due, may_leave};
 
-/// Where a group's log begins, as `open` has it.
-const GENESIS: Position = Position { index: 1, term: 1 };
+/// Where the group's log begins: behind a snapshot that each founder has, and so not where
+/// the log of a group does that began with nothing.
+const GENESIS: Position = Position { index: 2, term: 1 };
 
 /// What a leader did for the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
