@@ -87,6 +87,8 @@ struct Host {
     frozen_since_ms: Option<u64>,
     /// Its own inclination to be killed for want of memory, where it shares that with jobs.
     oom_score: Option<String>,
+    /// As in [`Options`].
+    processes: Option<u64>,
 }
 
 struct Running {
@@ -109,8 +111,8 @@ impl Host {
                 io::Error::new(error.kind(), format!("cannot join `{}`: {error}", path.display()))
             })?;
         }
-        if let Some(processes) = options.processes {
-            limit(processes)?;
+        if options.processes.is_some() {
+            limit()?;
         }
         let shares = !options.groups.is_empty();
         let oom_score = shares.then(|| fs::read_to_string(OOM_SCORE_FILE).ok()).flatten();
@@ -147,6 +149,7 @@ impl Host {
             deadline_ms: None,
             frozen_since_ms: None,
             oom_score,
+            processes: options.processes,
         })
     }
 
@@ -273,7 +276,7 @@ impl Host {
         if self.oom_score.is_some() {
             let _ = fs::write(OOM_SCORE_FILE, OOM_SCORE);
         }
-        let spawned = spawn(command);
+        let spawned = spawn(command, self.processes);
         if let Some(own) = &self.oom_score {
             let _ = fs::write(OOM_SCORE_FILE, own);
         }

@@ -49,7 +49,9 @@ pub(super) fn read_some(pipe: &mut PipeReader, bytes: &mut [u8]) -> Piece {
     }
 }
 
-pub(super) fn spawn(command: &Command) -> io::Result<(Pid, PipeReader)> {
+/// `processes`: most that the user may have whom the command runs as, if that is not the
+/// agent's own. (A sandbox makes its processes another user's, which all jobs share.)
+pub(super) fn spawn(command: &Command, processes: Option<u64>) -> io::Result<(Pid, PipeReader)> {
     let (program, arguments) = command
         .argv
         .split_first()
@@ -76,7 +78,10 @@ pub(super) fn spawn(command: &Command) -> io::Result<(Pid, PipeReader)> {
         process.uid(uid).gid(gid);
     }
     // Reaped by `reap_one` with everything else, so the handle is not needed.
-    let child = process.spawn()?;
+    let child = match processes.filter(|_| command.user.is_some()) {
+        Some(max) => with_processes(max, || process.spawn())?,
+        None => process.spawn()?,
+    };
     Ok((Pid::from_raw(child.id() as i32), reader))
 }
 
@@ -138,14 +143,21 @@ pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Bounds this process and all that it starts. The host's own limits may be lower: then
 /// they stay.
-pub(super) fn limit(processes: u64) -> io::Result<()> {
-    for (resource, max) in [
-        (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_NOFILE, OPEN_FILES_MAX),
-        (Resource::RLIMIT_NPROC, processes),
-    ] {
+pub(super) fn limit() -> io::Result<()> {
+    for (resource, max) in [(Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_NOFILE, OPEN_FILES_MAX)] {
         let (soft, hard) = getrlimit(resource)?;
         setrlimit(resource, soft.min(max), hard.min(max))?;
     }
     Ok(())
+}
+
+/// Starts something under a bound that this process does not keep.
+fn with_processes<T>(max: u64, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC)?;
+    setrlimit(Resource::RLIMIT_NPROC, soft.min(max), hard.min(max))?;
+    let started = start();
+    // Root may raise it again, and nobody else can have started another user's process. Where
+    // even root may not, cached steps are under it as well.
+    let _ = setrlimit(Resource::RLIMIT_NPROC, soft, hard);
+    started
 }
