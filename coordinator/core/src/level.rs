@@ -3,8 +3,9 @@
 //! so that replicas of two versions work together while one takes the other's place.
 //!
 //! What is hashed into the chain may differ between versions, for a row may have new
-//! fields. So the chain begins anew with every level, and is not compared while some
-//! replica knows a later one than is in force.
+//! fields. So the chain is not compared while some replica knows a later level than is in
+//! force, and begins anew once none does: with a level that is raised, and where the last
+//! replica of a later version went back or left.
 
 use crate::effect::Rejection;
 use crate::proposal::Proposal;
@@ -44,7 +45,28 @@ impl State {
     /// version knows `level`. Its own row may still tell of the version that it had before.
     pub fn chain_is_common(&self, replica: u64, level: u32) -> bool {
         let told = self.replica(replica).is_none_or(|row| row.level == level);
-        told && self.present().all(|replica| replica.level == self.feature_level())
+        told && self.is_of_one_version()
+    }
+
+    /// How many proposals had been applied when the chain began.
+    pub const fn chain_from(&self) -> u64 {
+        self.meta.chain_from
+    }
+
+    pub(crate) fn is_of_one_version(&self) -> bool {
+        self.present().all(|replica| replica.level == self.feature_level())
+    }
+
+    /// A replica came, changed or went. What it hashed before, or sent to others, may be of
+    /// another version.
+    pub(crate) fn replicas_changed(&mut self, was_of_one_version: bool) {
+        if !was_of_one_version && self.is_of_one_version() {
+            self.begin_chain();
+        }
+    }
+
+    const fn begin_chain(&mut self) {
+        (self.meta.chain, self.meta.chain_from) = ([0; 32], self.meta.applied);
     }
 
     fn present(&self) -> impl Iterator<Item = &Replica> {
@@ -57,7 +79,7 @@ impl State {
             return Err(Rejection::FeatureLevel { level, current: self.feature_level() });
         }
         self.meta.level = level;
-        self.meta.chain = [0; 32];
+        self.begin_chain();
         Ok(())
     }
 

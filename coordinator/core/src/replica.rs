@@ -101,7 +101,7 @@ impl State {
             Some(known) if known.endpoint == endpoint && known.level == level => return Ok(()),
             Some(known) => {
                 let row = Replica { endpoint, level, version: turn.version, ..known.clone() };
-                self.replicas.set(&id, Some(Arc::new(row)));
+                self.set_replica(row);
             }
             // Never given out; and what is counted from must not be somebody's choice.
             None if id == 0 || id > self.meta.counters.replica.max(FOUNDER) => {
@@ -130,8 +130,15 @@ impl State {
         let forced = known.forced || force;
         let row = Replica { removed: true, forced, version: turn.version, ..known.clone() };
         self.retire_authority(turn, &row.storage_id);
-        self.replicas.set(&id, Some(Arc::new(row)));
+        self.set_replica(row);
         Ok(())
+    }
+
+    fn set_replica(&mut self, row: Replica) {
+        let was_of_one_version = self.is_of_one_version();
+        let id = row.id;
+        self.replicas.set(&id, Some(Arc::new(row)));
+        self.replicas_changed(was_of_one_version);
     }
 
     fn put_replica(
@@ -152,7 +159,7 @@ impl State {
             forced: false,
             version: turn.version,
         };
-        self.replicas.set(&id, Some(Arc::new(row)));
+        self.set_replica(row);
     }
 
     /// Forgets the replica that was removed first, where the table is full.

@@ -69,9 +69,11 @@ pub(crate) struct Meta {
     pub(crate) counters: Counters,
     /// The feature level; 0 for the first.
     pub(crate) level: u32,
+    /// As in [`State::chain_from`].
+    pub(crate) chain_from: u64,
 }
 
-record! { Meta { applied, version, now, chain, counters, level } }
+record! { Meta { applied, version, now, chain, counters, level, chain_from } }
 
 /// The last id of each kind. A rejected proposal uses none up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

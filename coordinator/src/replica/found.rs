@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use steading_core::{Proposal, State};
+use steading_core::{FEATURE_LEVEL, Proposal, State};
 
 use super::identity::{FIRST_REPLICA, Identity};
 use super::image::free_name;
@@ -67,7 +67,9 @@ pub(crate) fn found(
     let promise = Promise { term: base.term, vote: 0, commit: base.index };
     drop(Wal::create(Arc::clone(&vfs), options, base, promise)?);
     let membership = Membership::single(FIRST_REPLICA);
-    let header = Header { at: base, membership, chain: state.chain() };
+    // All members of the new group begin with this chain, whoever made it.
+    let (chain, hashed_by) = (state.chain(), FEATURE_LEVEL);
+    let header = Header { at: base, membership, chain, hashed_by };
     snapshot::write(&*vfs, &snapshots, &header, &state)?;
     identity.store(&*vfs, &new)?;
 

@@ -77,6 +77,8 @@ pub(crate) struct ImageMeta {
     pub applied: Position,
     pub membership: Membership,
     pub chain: [u8; 32],
+    /// As in [`super::snapshot::Header`].
+    pub hashed_by: u32,
 }
 
 /// The row behind [`META_KEY`].
@@ -86,13 +88,14 @@ struct MetaRow {
     term: u64,
     membership: Membership,
     chain: [u8; 32],
+    hashed_by: u32,
     /// Number of rows, and the sum of their digests, in two halves.
     rows: u64,
     sum_low: u64,
     sum_high: u64,
 }
 
-record! { MetaRow { index, term, membership, chain, rows, sum_low, sum_high } }
+record! { MetaRow { index, term, membership, chain, rows, sum_low, sum_high, hashed_by } }
 
 /// The image, with the digest over all of its rows.
 #[derive(Debug)]
@@ -149,7 +152,8 @@ impl Image {
             return Err(ImageError::ChainDiffers);
         }
         let applied = Position { index: row.index, term: row.term };
-        Ok(Some((ImageMeta { applied, membership: row.membership, chain: row.chain }, state)))
+        let MetaRow { membership, chain, hashed_by, .. } = row;
+        Ok(Some((ImageMeta { applied, membership, chain, hashed_by }, state)))
     }
 
     /// Brings the image to `meta` by `writes`, all or nothing.
@@ -185,6 +189,7 @@ impl Image {
             term: meta.applied.term,
             membership: meta.membership.clone(),
             chain: meta.chain,
+            hashed_by: meta.hashed_by,
             rows,
             sum_low: low(sum),
             sum_high: high(sum),

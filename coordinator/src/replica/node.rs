@@ -19,6 +19,7 @@ use steading_model::Timestamp;
 use steading_model::codec::{Decode, DecodeError, Encode, Reader};
 use tokio::sync::{mpsc, oneshot};
 
+use super::image::ImageMeta;
 use super::log::Log;
 use super::membership::Membership;
 use super::reads::{Reader_, Reads};
@@ -146,6 +147,8 @@ pub(crate) struct Node {
     bars: Bars,
     /// The newest feature level that this version knows.
     known: u32,
+    /// As in [`super::snapshot::Header`], of what is applied.
+    hashed_by: u32,
     /// Why it cannot go on, found between two rounds.
     failed: Option<ReplicaError>,
     chains: Chains,
@@ -159,7 +162,7 @@ impl std::fmt::Debug for Node {
 }
 
 impl Node {
-    /// Goes on from `state`, which is what the log makes up to `applied`. A single
+    /// Goes on from `state`, which is what the log makes up to where `meta` says. A single
     /// voter leads when this returns and [`Node::process`] was called.
     ///
     /// # Errors
@@ -169,10 +172,11 @@ impl Node {
         replica: u64,
         log: Log,
         state: State,
-        applied: Position,
+        meta: &ImageMeta,
         image_is_current: bool,
         cadence: Cadence,
     ) -> Result<Self, ReplicaError> {
+        let applied = meta.applied;
         let single = Membership::from(log.conf_state()).is_single(replica);
         let raw =
             RawNode::new(&group::config(replica, applied.index), log, &slog_bridge::logger())?;
@@ -191,6 +195,7 @@ impl Node {
             staged: None,
             bars: Bars::default(),
             known: FEATURE_LEVEL,
+            hashed_by: meta.hashed_by,
             failed: None,
             chains,
             keeping: Keeping::new(cadence, image_is_current),
@@ -366,7 +371,7 @@ impl Node {
             if let Proposal::SetFeatureLevel { level } = proposal {
                 self.check_known(level)?;
             }
-            let outcome = self.state.apply(now, proposal);
+            let outcome = self.hash(|state| state.apply(now, proposal));
             // Those of earlier entries are derived again for a new leader.
             if self.leads != 0
                 && let Ok(effects) = &outcome
@@ -385,6 +390,18 @@ impl Node {
             output.answers.extend(waiters.into_iter().map(gone));
         }
         Ok(())
+    }
+
+    /// Lets something be applied, and keeps note of whose hashes the chain is made of.
+    fn hash<T>(&mut self, apply: impl FnOnce(&mut State) -> T) -> T {
+        let (is_empty, from) = (self.state.chain() == [0; 32], self.state.chain_from());
+        let applied = apply(&mut self.state);
+        if is_empty || self.state.chain_from() != from {
+            self.hashed_by = self.known;
+        } else if self.hashed_by != self.known {
+            self.hashed_by = 0;
+        }
+        applied
     }
 
     /// What is refused from a later level on would have to be understood.

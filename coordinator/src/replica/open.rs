@@ -134,8 +134,7 @@ pub(crate) fn open(
         "log.opened"
     );
     let log = Log::new(wal, recovered, meta.applied, newest, (&meta.membership).into());
-    let mut node =
-        Node::new(identity.replica_id, log, state, meta.applied, current, place.cadence)?;
+    let mut node = Node::new(identity.replica_id, log, state, &meta, current, place.cadence)?;
     node.set_start(random()?.first_chunk().map_or(0, |start| u64::from_le_bytes(*start)));
     Ok(Opened { node, keeper: Keeper { vfs: Arc::clone(vfs), snapshots, image }, identity })
 }
@@ -230,8 +229,8 @@ pub(super) fn read_snapshot(
         match snapshot::load(vfs, &path) {
             Ok((header, state)) => {
                 if reaches(recovered, header.at, "snapshot")? {
-                    let snapshot::Header { at: applied, membership, chain } = header;
-                    return Ok((ImageMeta { applied, membership, chain }, state));
+                    let snapshot::Header { at: applied, membership, chain, hashed_by } = header;
+                    return Ok((ImageMeta { applied, membership, chain, hashed_by }, state));
                 }
             }
             Err(error) => {
@@ -247,7 +246,8 @@ pub(super) fn read_snapshot(
         base => return Err(StartError::NothingToStartFrom { base: base.index }),
     };
     let state = State::default();
-    let meta = ImageMeta { applied: recovered.base, membership, chain: state.chain() };
+    let (applied, chain) = (recovered.base, state.chain());
+    let meta = ImageMeta { applied, membership, chain, hashed_by: 0 };
     Ok((meta, state))
 }
 

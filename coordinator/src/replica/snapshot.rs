@@ -52,6 +52,9 @@ pub(crate) struct Header {
     pub at: Position,
     pub membership: Membership,
     pub chain: [u8; 32],
+    /// The newest feature level that those versions know which made the chain, if all knew
+    /// the same; else 0. Others may have hashed other bytes.
+    pub hashed_by: u32,
 }
 
 #[derive(Debug)]
@@ -60,9 +63,10 @@ struct HeaderRow {
     term: u64,
     membership: Membership,
     chain: [u8; 32],
+    hashed_by: u32,
 }
 
-record! { HeaderRow { index, term, membership, chain } }
+record! { HeaderRow { index, term, membership, chain, hashed_by } }
 
 /// Writes a snapshot of `state`, reads it back and compares.
 ///
@@ -83,6 +87,7 @@ pub(crate) fn write(
         term: header.at.term,
         membership: header.membership.clone(),
         chain: header.chain,
+        hashed_by: header.hashed_by,
     };
     writer.chunk(&row.to_bytes())?;
     let mut chunk = Vec::new();
@@ -286,6 +291,7 @@ fn read(
         at: Position { index: row.index, term: row.term },
         membership: row.membership,
         chain: row.chain,
+        hashed_by: row.hashed_by,
     })
 }
 

@@ -150,6 +150,44 @@ async fn an_older_version_does_not_go_on_from_a_later_level() {
     assert!(why.contains("the group is at feature level 2"), "{why}");
 }
 
+/// The version that was tried and taken back may have hashed other bytes: what its chain
+/// holds says nothing, until the chain begins anew.
+#[tokio::test]
+async fn a_version_that_was_taken_back_is_not_held_against_the_replica() {
+    let dir = tempfile::tempdir().unwrap();
+    let wrong = |at: u64| Proposal::CompareChain { index: at, chain: [1; 32] };
+    let announced = |replica: &Replica, level| Proposal::UpdateReplica {
+        replica: replica.id(),
+        storage_id: replica.storage_id().to_owned(),
+        endpoint: "https://a:1".into(),
+        level,
+    };
+    let (replica, thread, _notices) = start(dir.path());
+    replica.propose(announced(&replica, 1)).await.unwrap();
+    stop(&replica, thread).await;
+
+    // It ends before it could say that it is a later one. What it applied is in its image.
+    let now = options(dir.path());
+    let cadence = Cadence { checkpoint_entries: 1, ..now.cadence };
+    let Started { replica, thread, .. } =
+        Replica::start(Options { feature_level: 2, cadence, ..now }).unwrap();
+    register(&replica, "one").await;
+    register(&replica, "two").await;
+    stop(&replica, thread).await;
+
+    let (replica, thread, _notices) = start(dir.path());
+    register(&replica, "three").await;
+    let at = replica.status().await.unwrap().applied;
+    replica.propose(wrong(at)).await.unwrap();
+    replica.propose(announced(&replica, 2)).await.unwrap();
+    replica.propose(announced(&replica, 1)).await.unwrap();
+    let at = replica.status().await.unwrap().applied;
+    let refused = replica.propose(wrong(at)).await;
+    assert!(matches!(refused, Err(ProposeError::Stopped | ProposeError::Unknown)), "{refused:?}");
+    let ended = tokio::task::spawn_blocking(|| thread.join()).await.unwrap();
+    assert!(matches!(ended, Err(ReplicaError::Diverged { .. })), "{ended:?}");
+}
+
 fn on_a_simulated_disk() -> StepReplica {
     let cadence = Cadence { checkpoint_entries: 50, checkpoint_ms: 1000, snapshot_bytes: 8 << 10 };
     let layout = Layout {

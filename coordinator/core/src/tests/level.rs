@@ -38,6 +38,24 @@ fn a_new_version_compares_nothing_before_its_row_says_that_it_is_new() {
     assert!(!stage.state.chain_is_common(1, 2));
 }
 
+#[test]
+fn the_chain_begins_anew_when_the_last_of_a_later_version_is_gone() {
+    let mut stage = Stage::default();
+    stage.apply(NOW, update(1, 1)).unwrap();
+    stage.apply(NOW, admit("b", 1)).unwrap();
+    assert_eq!(stage.state.chain_from(), 0);
+    // What it hashes from here on may be other than what the others do.
+    stage.apply(NOW, admit("b", 2)).unwrap();
+    assert_eq!(stage.state.chain_from(), 0, "nothing is compared yet");
+    stage.apply(NOW, admit("b", 1)).unwrap();
+    assert_eq!(stage.state.chain_from(), 3, "it went back");
+    stage.apply(NOW, admit("b", 1)).unwrap();
+    stage.apply(NOW, admit("c", 2)).unwrap();
+    stage.apply(NOW, Proposal::RemoveReplica { replica: 3, force: false }).unwrap();
+    assert_eq!(stage.state.chain_from(), 6, "it left");
+    assert!(stage.state.chain_is_common(1, 1));
+}
+
 fn update(replica: u64, level: u32) -> Proposal {
     Proposal::UpdateReplica {
         replica,

@@ -62,8 +62,10 @@ impl Node {
         Some(Proposal::CompareChain { index, chain: self.state.chain() })
     }
 
+    /// Whether the others hash the same. One that was of another version for a while has
+    /// hashes of both in its chain, or got them with a snapshot.
     fn chain_is_common(&self) -> bool {
-        self.state.chain_is_common(self.raw.raft.id, self.known)
+        self.hashed_by == self.known && self.state.chain_is_common(self.raw.raft.id, self.known)
     }
 
     /// Compares the leader's chain with this replica's.

@@ -401,6 +401,7 @@ impl Node {
         self.state = state;
         self.applied = header.at;
         self.chains = Chains::new(header.at.index, self.state.chain());
+        self.hashed_by = header.hashed_by;
         self.keeping.replaced(header.at);
         (output.applied, output.members) = (true, true);
     }

@@ -68,6 +68,7 @@ impl Node {
             at: self.applied,
             membership: Membership::from(self.raw.raft.raft_log.store.conf_state()),
             chain: self.state.chain(),
+            hashed_by: self.hashed_by,
         };
         let job = if let Some(at) = keeping.adopt.take() {
             Job::Adopt(at)
@@ -76,7 +77,7 @@ impl Node {
         } else if self.raw.store().take_wanted() || log >= keeping.snapshot_at_bytes {
             Job::Snapshot { header: header(), state: Box::new(self.state.clone()) }
         } else if keeping.checkpoint_is_due(clock_ms) {
-            let Header { at, membership, chain } = header();
+            let Header { at: applied, membership, chain, hashed_by } = header();
             (keeping.entries, keeping.since_ms) = (0, None);
             // Taken in any case, so that they do not pile up.
             let changes = self.state.take_writes();
@@ -85,7 +86,7 @@ impl Node {
             } else {
                 Writes::Changes(changes)
             };
-            Job::Checkpoint { meta: ImageMeta { applied: at, membership, chain }, writes }
+            Job::Checkpoint { meta: ImageMeta { applied, membership, chain, hashed_by }, writes }
         } else {
             return None;
         };

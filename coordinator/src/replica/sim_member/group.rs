@@ -109,7 +109,8 @@ impl Member {
         }
         let state = Self::genesis(voters);
         let membership = Membership { voters: voters.to_vec(), ..Membership::default() };
-        let header = Header { at: GENESIS, membership, chain: state.chain() };
+        let (chain, hashed_by) = (state.chain(), FEATURE_LEVEL);
+        let header = Header { at: GENESIS, membership, chain, hashed_by };
         snapshot::write(&*layout.vfs, &snapshots, &header, &state)?;
         Wal::create(Arc::clone(&layout.vfs), options, GENESIS, promise)?;
         Ok(identity.store(&*layout.vfs, &layout.dir)?)

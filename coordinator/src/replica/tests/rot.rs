@@ -63,7 +63,8 @@ const fn at(index: u64) -> Position {
 
 fn write(fs: &SimFs, index: u64) -> PathBuf {
     let state = State::default();
-    let header = Header { at: at(index), membership: Membership::single(1), chain: state.chain() };
+    let (membership, chain) = (Membership::single(1), state.chain());
+    let header = Header { at: at(index), membership, chain, hashed_by: 1 };
     snapshot::write(fs, dir(), &header, &state).unwrap()
 }
 
