@@ -101,6 +101,8 @@ impl State {
         }
     }
 
+    /// An agent that has a lease is not gone, or not yet: retired with it, it would stay
+    /// connected and never get another.
     pub(crate) fn retire_agent(
         &mut self,
         turn: &Turn,
@@ -110,6 +112,9 @@ impl State {
         let agent = self.agent(id).ok_or(Rejection::AgentUnknown)?;
         if agent.incarnation != incarnation {
             return Err(Rejection::IncarnationStale);
+        }
+        if self.leases_of(id).next().is_some() {
+            return Err(Rejection::AgentBusy);
         }
         let row = Agent { retired: true, version: turn.version, ..agent.clone() };
         self.set_agent(id, Some(row));

@@ -96,6 +96,8 @@ pub enum Rejection {
     AgentRemoved,
     #[error("incarnation is not the agent's current one")]
     IncarnationStale,
+    #[error("agent holds a lease")]
+    AgentBusy,
     #[error("agent has no room")]
     AgentFull,
     #[error("agent lacks label `{0}`")]

@@ -22,9 +22,10 @@ fn a_retired_agent_takes_no_more_work_until_it_registers_again() {
         "0s  agent A1 slots=2
          0s  admit R1 a b
          0s  assign job-1 agent-1
-         1s  retire-agent agent-1     -> nothing
-         1s  show place agent-1       ->
+         1s  retire-agent agent-1     -> ! agent holds a lease
          2s  complete L1 success      -> dispatch
+         2s  retire-agent agent-1     -> nothing
+         2s  show place agent-1       ->
          3s  agent A1                 -> agent-1 incarnation-2, dispatch
          3s  show place agent-1       -> job-2 agent-1",
     );

@@ -36,6 +36,7 @@ fn a_job_in_line_says_who_is_ahead() {
          1s  cordon A1
          1s  show wait job-3 agent-1   -> the agents that could run it take no work (cordoned, draining or leaving): A1
          2s  uncordon A1
+         2s  complete L1 success
          2s  retire-agent agent-1
          2s  show wait job-3 agent-1   -> the agents that could run it are not connected: A1",
     );
