@@ -5,7 +5,7 @@
 //! agent has it all, and goes back to where the file ends after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
+use std::fs::{DirEntry, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -197,19 +197,19 @@ impl Logs {
         std::mem::take(&mut *lock(&self.written))
     }
 
-    /// The attempts that have a log here which was not settled, whenever it was written.
+    /// The attempts that have a log here which was not settled, whenever it was written. Runs
+    /// may be retired meanwhile.
     pub(crate) fn unsettled(&self) -> io::Result<BTreeSet<(RunId, Work)>> {
         let mut found = BTreeSet::new();
         for run in self.runs()? {
-            for job in std::fs::read_dir(self.run_dir(run))? {
-                let job = job?;
+            for job in entries(&self.run_dir(run))? {
                 let Some(number) = job.file_name().to_str().and_then(|name| name.parse().ok())
                 else {
                     continue;
                 };
                 let (mut attempts, mut settled) = (BTreeSet::new(), BTreeSet::new());
-                for file in std::fs::read_dir(job.path())? {
-                    let name = file?.file_name();
+                for file in entries(&job.path())? {
+                    let name = file.file_name();
                     let Some(name) = name.to_str() else { continue };
                     if let Some(attempt) = name.strip_suffix(SETTLED) {
                         settled.extend(attempt.parse::<u32>().ok());
@@ -323,6 +323,19 @@ fn open_for_append(path: &Path) -> io::Result<File> {
             open()
         }
         other => other,
+    }
+}
+
+/// What is in the folder: nothing where it is gone by now, or none.
+fn entries(dir: &Path) -> io::Result<Vec<DirEntry>> {
+    match std::fs::read_dir(dir) {
+        Ok(found) => found.collect(),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use steading_cas::{Front, Origin, OriginError};
 
 use crate::blocking::blocking;
+use crate::kept_logs;
 use crate::replica::{FIRST_REPLICA, Membership, Replica};
 
 /// In the data directory: this group's origin was seen.
@@ -53,6 +54,10 @@ pub(crate) async fn settle(
                 front.publish_all().await.context("send the store's blobs to the origin")?;
             origin.adopt(&cluster).await?;
             tracing::info!(origin = origin.place(), blobs, results, "the group has its origin");
+        }
+        let earlier = Some(seen.trim()).filter(|earlier| !earlier.is_empty());
+        if let Some(earlier) = earlier.filter(|_| replica == FIRST_REPLICA) {
+            kept_logs::go_on_from(origin, &cluster, earlier).await?;
         }
         let dir = data_dir.to_owned();
         blocking(move || expect(&dir, &cluster)).await.map_err(anyhow::Error::from)??;

@@ -48,7 +48,7 @@ async fn retire(replica: &Replica, logs: &Arc<Logs>, front: &Front, keep: usize)
             Ok(_) => {
                 remove_logs(replica, logs, Some(runs.clone())).await;
                 for run in runs {
-                    if let Err(error) = kept_logs::remove(front, run).await {
+                    if let Err(error) = kept_logs::remove(front, replica.cluster_id(), run).await {
                         tracing::warn!(%error, %run, "what was kept of a retired run's logs stays");
                     }
                 }

@@ -312,7 +312,7 @@ pub fn wait_for_success(farm: &Cluster, runs: &[String]) {
 }
 
 /// How each run stands, by its name.
-fn run_states(farm: &Cluster) -> BTreeMap<String, String> {
+pub fn run_states(farm: &Cluster) -> BTreeMap<String, String> {
     let text = farm.stead(&["runs", "--json", "-n", "1000"]);
     let runs = text.lines().filter_map(|line| {
         let run: Value = serde_json::from_str(line).ok()?;

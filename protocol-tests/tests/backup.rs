@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 use steading_protocol_tests::cluster::Cluster;
 use steading_protocol_tests::farm::{Farm, Process, wait_for, wait_for_lines};
+use steading_protocol_tests::jobs::run_states;
 
 const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
 
@@ -51,6 +52,7 @@ jobs:
 #[test]
 fn a_backup_under_load_becomes_a_new_farm_that_has_every_run_and_knows_nobody_of_the_old_one() {
     let mut old = Cluster::start(STEAD, COORDINATORS, AGENTS, 3);
+    let earlier = old.status()["cluster_id"].as_str().expect("a name").to_owned();
     let long = submit_long(&old);
     let load = Load::default();
     let (before, file) = std::thread::scope(|scope| {
@@ -93,7 +95,11 @@ fn a_backup_under_load_becomes_a_new_farm_that_has_every_run_and_knows_nobody_of
     println!("{text}");
     let mut new = Cluster::found(farm, origin);
     new.log_in();
-    let there = conclusions(&new);
+    // Logs that the old group kept are found by its name.
+    let named = std::fs::read_dir(old.farm().dir().join("origin/logs")).expect("the logs' folder");
+    let told = named.flatten().map(|entry| std::fs::read_to_string(entry.path().join("earlier")));
+    assert_eq!(told.flatten().collect::<Vec<_>>(), [earlier]);
+    let there = run_states(&new);
     for run in before.keys().chain([&long]) {
         assert!(there.contains_key(run), "{run} is not in the backup\n{there:?}");
     }
@@ -125,7 +131,7 @@ fn a_backup_under_load_becomes_a_new_farm_that_has_every_run_and_knows_nobody_of
     new.wait_until_whole();
     let fresh = project(&new, "fresh", "something that nobody saw before\n");
     assert_eq!(submit_and_wait(&new, &fresh), (CACHED, 0));
-    let newest = conclusions(&new).into_keys().map(|run| number(&run)).max();
+    let newest = run_states(&new).into_keys().map(|run| number(&run)).max();
     assert!(newest.is_some_and(|newest| newest > last + 1_000_000), "{newest:?} after {last}");
 }
 
@@ -173,7 +179,7 @@ fn a_survivor_of_a_lost_majority_goes_on_as_the_runbook_says() {
     farm.start_coordinator(0);
     farm.make_tokens();
     farm.log_in();
-    let there = conclusions(&farm);
+    let there = run_states(&farm);
     for run in acknowledged.iter().chain([&long]) {
         assert!(there.contains_key(run), "{run} was lost\n{there:?}");
     }
@@ -260,23 +266,13 @@ fn submit_and_wait(farm: &Cluster, project: &Path) -> (u64, u64) {
 
 fn wait_until_ended<'a>(farm: &Cluster, runs: impl Iterator<Item = &'a String> + Clone) {
     wait_for("the runs to end", || {
-        let ended = conclusions(farm);
+        let ended = run_states(farm);
         runs.clone().all(|run| {
             let state = ended.get(run).map_or("unknown", String::as_str);
             assert!(matches!(state, "running" | "success"), "{run}: {state}\n{}", farm.logs());
             state == "success"
         })
     });
-}
-
-/// How each run ended, by its name.
-fn conclusions(farm: &Cluster) -> BTreeMap<String, String> {
-    let text = farm.stead(&["runs", "--json", "-n", "1000"]);
-    let runs = text.lines().filter_map(|line| {
-        let run: Value = serde_json::from_str(line).ok()?;
-        Some((run["run"].as_str()?.to_owned(), run["state"].as_str()?.to_owned()))
-    });
-    runs.collect()
 }
 
 /// Runs `stead`, which must go well and say this.

@@ -208,7 +208,8 @@ impl Pipelines for PipelinesService {
         let parsed = self.parsed(row.definition.submission).await?;
         let again = retry::keys_to_plan_again(&parsed.pipeline, &state, row);
         let revision = row.revision;
-        kept_logs::keep_results(&self.documents, &state, run).await?;
+        let cluster = self.replica.cluster_id();
+        kept_logs::keep_results(&self.documents, cluster, &state, run).await?;
         self.replica.propose(Proposal::RetryRun { run, request, revision, again }).await?;
         Ok(Response::new(v1::RetryRunResponse {}))
     }

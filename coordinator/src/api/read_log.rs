@@ -188,8 +188,9 @@ impl LogReader {
         let Some(digest) = result.and_then(|outcome| outcome.result) else {
             if !live && self.kept.is_none() {
                 let work = Work { job: job.id, attempt };
-                let front = self.source.documents.front();
-                self.kept = Some(kept_logs::index(front, self.source.run, work).await?);
+                let (front, run) = (self.source.documents.front(), self.source.run);
+                let cluster = self.replica.cluster_id();
+                self.kept = Some(kept_logs::index(front, cluster, run, work).await?);
             }
             return Ok(self.kept.iter().flatten().next().map(Index::blobs).unwrap_or_default());
         };

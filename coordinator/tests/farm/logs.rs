@@ -1,6 +1,6 @@
 //! Logs whose coordinator is followed by one that has none of them.
 
-use steading_coordinator::{Config, ObjectStore};
+use steading_coordinator::ObjectStore;
 use steading_model::DigestFunction;
 use steading_model::limits::JOB_LOG_STREAM;
 use steading_pipeline::job::JobResult;
@@ -8,7 +8,7 @@ use steading_proto::v1;
 use steading_proto::v1::agents_client::AgentsClient;
 use tonic::Code;
 
-use crate::support::{Agent, Farm, soon};
+use crate::support::{Agent, Farm, config, soon};
 use crate::{ONE, append};
 
 #[tokio::test]
@@ -58,8 +58,7 @@ async fn a_reader_sees_each_byte_once_though_a_new_leader_has_none_of_them() {
 async fn what_a_lost_attempt_printed_is_found_by_a_coordinator_that_never_had_it() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let start = async || {
-        let mut config = Config::new(dir.path());
-        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+        let mut config = config(dir.path());
         let directory = Some(origin.path().into());
         config.object_store = Some(ObjectStore { directory, ..Default::default() });
         Farm::start_with(config).await
@@ -75,7 +74,10 @@ async fn what_a_lost_attempt_printed_is_found_by_a_coordinator_that_never_had_it
     let again = agent.offer().await;
     let second = agent.accept(&again).await;
     assert_eq!(second.job_id, lease.job_id);
-    let index = origin.path().join(format!("logs/{run}/{}-1", lease.job_id));
+    let cluster = cluster_id(dir.path());
+    let logs = origin.path().join("logs");
+    let kept = logs.join(format!("{cluster}.{run}"));
+    let index = kept.join(format!("{}-1", lease.job_id));
     let mut looks = tokio::time::interval(std::time::Duration::from_millis(10));
     soon("what is kept of the log", async {
         while !index.exists() {
@@ -98,11 +100,25 @@ async fn what_a_lost_attempt_printed_is_found_by_a_coordinator_that_never_had_it
     };
     let chunk = read().await;
     assert_eq!((&chunk.data[..], chunk.attempt), (&b"the last words"[..], 1));
+    // A cluster that goes on from another one finds what that one kept. Others have runs of
+    // the same number.
+    let earlier = logs.join(format!("earlier.{run}"));
+    std::fs::rename(&kept, &earlier).unwrap();
+    assert!(read().await.data.is_empty(), "another cluster's");
+    std::fs::create_dir_all(logs.join(&cluster)).unwrap();
+    std::fs::write(logs.join(&cluster).join("earlier"), "earlier").unwrap();
+    assert_eq!(&read().await.data[..], b"the last words");
     // And if nobody had it any more, that is said.
-    std::fs::remove_file(index).unwrap();
+    std::fs::remove_dir_all(earlier).unwrap();
     let chunk = read().await;
     assert!(chunk.data.is_empty() && chunk.notice.contains("nothing of its log is left"));
     farm.stop().await;
+}
+
+fn cluster_id(dir: &std::path::Path) -> String {
+    let names = std::fs::read(dir.join("replica/node.json")).unwrap();
+    let names: serde_json::Value = serde_json::from_slice(&names).unwrap();
+    names["cluster_id"].as_str().unwrap().to_owned()
 }
 
 /// Appends to the job's own stream, and returns how far that goes.
