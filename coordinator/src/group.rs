@@ -19,7 +19,8 @@ use crate::peers::{Me, Peers};
 use crate::replica::{Bar, GroupStatus, ProposeError, Replica};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
-/// How often the leader looks after the group where no change wakes it.
+/// How often the leader looks after the group where nothing wakes it. Not every proposal
+/// does: hardly any is about the group.
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// How long a leader has to answer a member that says where it is.
@@ -39,21 +40,21 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut standing = replica.standing();
-    let mut changes = replica.changes();
+    let mut members = replica.membership_changes();
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let keep = async {
         loop {
             replica.bar(Bar::Clock, peers.clocks_off().contains(&peers.me().id));
             let leads = standing.borrow_and_update().leads;
-            changes.borrow_and_update();
+            members.borrow_and_update();
             if leads && let Err(error) = keep_up(&peers, &replica).await {
                 tracing::debug!(%error, "the group stays as it is for now");
             }
             tokio::select! {
                 _ = ticks.tick() => (),
                 changed = standing.changed() => if changed.is_err() { return },
-                changed = changes.changed(), if leads => if changed.is_err() { return },
+                changed = members.changed(), if leads => if changed.is_err() { return },
             }
         }
     };

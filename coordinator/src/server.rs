@@ -432,9 +432,13 @@ impl Coordinator {
             stop: stop.clone(),
         };
         let cluster = parts.peers.as_ref().map(|peers| {
-            let (replica, documents) = (parts.replica.clone(), Arc::clone(&parts.documents));
-            let (peers, shares_origin) = (Arc::clone(peers), parts.shares_origin);
-            ClusterServer::new(ClusterService { replica, peers, documents, shares_origin })
+            ClusterServer::new(ClusterService {
+                replica: parts.replica.clone(),
+                leadership: parts.leadership.clone(),
+                peers: Arc::clone(peers),
+                documents: Arc::clone(&parts.documents),
+                shares_origin: parts.shares_origin,
+            })
         });
         let replication = parts.peers.as_ref().map(|peers| {
             let service = ReplicationService { peers: Arc::clone(peers), stop: stop.clone() };

@@ -152,7 +152,7 @@ impl Sessions {
         set
     }
 
-    /// Agents that get no offers for a while, and why they declined the last one.
+    /// Agents that have declined an offer and accepted none since, and why they did.
     pub(crate) fn declined(&self) -> BTreeMap<AgentId, String> {
         let inner = self.lock();
         let resting = inner.sessions.iter().filter(|(_, entry)| entry.declined > 0);
@@ -192,13 +192,15 @@ impl Session {
                 entry.rests_until = Some(now + rest);
                 entry.declined += 1;
             }
-            entry.reason = reason.chars().take(REASON_BYTES_MAX / 4).collect();
+            let end =
+                (0..=REASON_BYTES_MAX.min(reason.len())).rfind(|at| reason.is_char_boundary(*at));
+            entry.reason = reason[..end.unwrap_or(0)].to_owned();
         });
     }
 
     /// What the agent was to be offered cannot be had for now, which is not its fault.
     pub(crate) fn rest(&self) {
-        self.edit(|entry| entry.rests_until = Some(Instant::now() + REST));
+        self.edit(|entry| entry.rests_until = entry.rests_until.max(Some(Instant::now() + REST)));
     }
 
     /// The agent accepted an offer: whatever it lacked has come back.

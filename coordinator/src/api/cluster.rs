@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steading_core::{Proposal, Rejection};
+use steading_proto::v1;
 use steading_proto::v1::cluster_member::Role;
 use steading_proto::v1::cluster_server::Cluster;
-use steading_proto::{leader, v1};
 use tonic::{Request, Response, Status};
 
 use crate::documents::Documents;
+use crate::leadership::Leadership;
 use crate::peers::policy::may_leave;
 use crate::peers::{Peers, check_endpoint};
 use crate::replica::{ProposeError, Replica};
@@ -21,6 +22,7 @@ const CHANGE_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterService {
     pub(crate) replica: Replica,
+    pub(crate) leadership: Leadership,
     pub(crate) peers: Arc<Peers>,
     pub(crate) documents: Arc<Documents>,
     /// Other coordinators can have the blobs that this one takes.
@@ -34,7 +36,7 @@ impl Cluster for ClusterService {
         request: Request<v1::GetClusterStatusRequest>,
     ) -> Result<Response<v1::ClusterStatus>, Status> {
         auth::principal(&request)?;
-        self.leads()?;
+        self.leadership.term()?;
         let status = self.replica.status().await.map_err(|error| self.refused(error))?;
         let state = self.replica.view();
         let clocks = self.peers.clocks_ahead_ms();
@@ -99,7 +101,7 @@ impl Cluster for ClusterService {
                  them with the same `object_store`",
             ));
         }
-        self.leads()?;
+        self.leadership.term()?;
         self.check_sees_origin(&request.storage_id).await?;
         // The founder first, so that others find it.
         if self.replica.view().replica(me.id).is_none() {
@@ -133,7 +135,7 @@ impl Cluster for ClusterService {
     ) -> Result<Response<v1::RemoveReplicaResponse>, Status> {
         let principal = auth::principal(&request)?;
         let v1::RemoveReplicaRequest { replica_id: id, force } = request.into_inner();
-        self.leads()?;
+        self.leadership.term()?;
         let seen = group::seen(&self.peers, &self.replica).await;
         let seen = seen.map_err(|error| self.refused(error))?;
         let known = self.replica.view().replica(id).map(|row| row.removed);
@@ -152,7 +154,7 @@ impl Cluster for ClusterService {
                 gone.map_err(|_| self.refused(ProposeError::Stopped))?;
             }
             // It goes on under the next leader, who may be asked the same again.
-            _ = standing.wait_for(|standing| !standing.leads) => return Err(self.not_leader()),
+            _ = standing.wait_for(|standing| !standing.leads) => return Err(self.leadership.refusal()),
             () = tokio::time::sleep(CHANGE_MAX) => return Err(Status::deadline_exceeded(
                 "the replica was asked to leave, and the others have not agreed on that yet; ask again",
             )),
@@ -174,7 +176,7 @@ impl Cluster for ClusterService {
     ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
         auth::principal(&request)?;
         let to = request.into_inner().replica_id;
-        self.leads()?;
+        self.leadership.term()?;
         let group = group::seen(&self.peers, &self.replica).await;
         let group = group.map_err(|error| self.refused(error))?;
         let to = match to {
@@ -221,27 +223,13 @@ impl ClusterService {
         }
     }
 
-    fn leads(&self) -> Result<(), Status> {
-        match self.replica.standing().borrow().leads {
-            true => Ok(()),
-            false => Err(self.not_leader()),
-        }
-    }
-
-    fn not_leader(&self) -> Status {
-        let leader = self.replica.standing().borrow().leader;
-        let state = self.replica.view();
-        let endpoint = leader.and_then(|id| state.replica(id)).map(|row| row.endpoint.as_str());
-        leader::not_leader(endpoint)
-    }
-
     async fn propose(&self, proposal: Proposal) -> Result<(), Status> {
         self.replica.propose(proposal).await.map(drop).map_err(|error| self.refused(error))
     }
 
     fn refused(&self, error: ProposeError) -> Status {
         match error {
-            ProposeError::NotLeader => self.not_leader(),
+            ProposeError::NotLeader => self.leadership.refusal(),
             other => other.into(),
         }
     }

@@ -173,9 +173,11 @@ impl Link {
                     }
                 },
                 _ = due.tick() => {
+                    // Made before the look, so that no move in between is missed.
+                    let moved = self.moved.notified();
                     let candidates = self.candidates();
                     if candidates.is_empty() {
-                        self.moved.notified().await;
+                        moved.await;
                     } else if attempts.len() < ATTEMPTS_MAX {
                         let place = candidates[next % candidates.len()].clone();
                         next += 1;

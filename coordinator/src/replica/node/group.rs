@@ -268,11 +268,12 @@ impl Node {
         others.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Whether it had better not lead, for this reason. One that leads hands over: each time
-    /// that it is said to another, for who is to take over may be barred itself.
+    /// Whether it had better not lead, for this reason. One whose disk is full hands over if
+    /// it leads: each time that it is said to another, for who is to take over may be barred
+    /// itself. One whose clock is wrong does so by `peers::policy`, which knows whose is right.
     pub(crate) fn bar(&mut self, why: Bar, barred: bool) {
         self.bars.set(why, barred);
-        if !barred || self.raw.raft.lead_transferee.is_some() {
+        if !barred || why == Bar::Clock || self.raw.raft.lead_transferee.is_some() {
             return;
         }
         let others = self.successors();

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Message, MessageType,
@@ -14,6 +15,10 @@ use tokio::task::JoinSet;
 
 use super::{options, register};
 use crate::replica::{Joined, ProposeError, Replica, ReplicaThread, Started};
+
+/// Longest wait for anything, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
@@ -114,9 +119,19 @@ async fn a_snapshot_that_is_cut_off_comes_again_and_leaves_nothing_behind() {
     register(&first, "last").await;
     group.knows(2, "last").await;
     assert_eq!(group.replica(2).view().chain(), first.view().chain());
-    let left = std::fs::read_dir(dir.join("snapshots")).unwrap().map(|entry| entry.unwrap());
-    let left: Vec<_> = left.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    assert!(left.len() <= 2 && left.iter().all(|name| name.ends_with(".snap")), "{left:?}");
+    let left = || {
+        let left = std::fs::read_dir(dir.join("snapshots")).unwrap();
+        left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    // What was received counts a moment after it is applied.
+    let mut looks = tokio::time::interval(LOOK_PERIOD);
+    let settled = async {
+        while left().iter().any(|name| !name.ends_with(".snap")) {
+            looks.tick().await;
+        }
+    };
+    let settled = tokio::time::timeout(PATIENCE, settled).await;
+    assert!(settled.is_ok() && left().len() <= 2, "{:?}", left());
     group.stop_all().await;
 }
 
