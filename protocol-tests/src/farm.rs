@@ -243,6 +243,14 @@ impl Drop for Process {
     }
 }
 
+/// Says that something was not tested for want of `what`, a word of `STEADING_REQUIRE`, and
+/// fails where that says that this machine has it.
+pub fn skipped(what: &str, why: &str) {
+    let required = std::env::var("STEADING_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
+    println!("skipped: {why}");
+}
+
 /// Waits until `condition` holds, and fails the test where it never does.
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     assert!(holds_in_time(&mut condition), "waited {WAIT_MAX:?} for {what}");

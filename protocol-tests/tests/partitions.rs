@@ -28,13 +28,14 @@ fn a_leader_that_is_cut_off_steps_down_and_its_agents_move() {
     let Some(story) = Story::begin() else { return };
     let leader = story.farm.leader();
     let name = format!("c{leader}");
+    let before = story.step_downs(&name);
     let moment = Moment::now();
     story.network().isolate(&name);
     let run = submit_short(&story.farm, "ubuntu-latest");
     println!("a run was accepted {:?} after the leader was cut off", moment.elapsed());
     println!("its job started {:?} after", moment.until(short_started(&story.farm, &run)));
     assert_ne!(story.farm.leader(), leader);
-    story.wait_for_log(&name, "this replica leads no longer");
+    story.wait_for_step_down(&name, before);
 
     story.network().rejoin(&name);
     let moment = Moment::now();
@@ -151,10 +152,10 @@ fn a_leader_that_stood_still_prolongs_no_lease_when_it_goes_on() {
         story.network().cut(&other, &agent);
     }
     story.wait_until_elsewhere(&moment, &lost);
-    let moment = Moment::now();
+    let (moment, before) = (Moment::now(), story.step_downs(&name));
     story.farm.signal(leader, Signal::SIGCONT);
     // It has read what the agent said meanwhile, and could ask nobody.
-    story.wait_for_log(&name, "this replica leads no longer");
+    story.wait_for_step_down(&name, before);
     println!("the old leader stepped down {:?} after it went on", moment.elapsed());
     let frozen = lost.iter().all(stands_still);
     assert!(frozen, "the old leader prolonged a lease\n{}", story.farm.logs());
@@ -190,9 +191,13 @@ impl Story {
         self.farm.farm().network().expect("the story began in one")
     }
 
-    /// Waits until a process has said this.
-    fn wait_for_log(&self, name: &str, text: &str) {
-        wait_for(&format!("`{text}` of {name}"), || self.farm.farm().log(name).contains(text));
+    /// How many times a coordinator has stopped leading so far.
+    fn step_downs(&self, name: &str) -> usize {
+        self.farm.farm().log(name).matches("this replica leads no longer").count()
+    }
+
+    fn wait_for_step_down(&self, name: &str, before: usize) {
+        wait_for(&format!("{name} to step down"), || self.step_downs(name) > before);
     }
 
     fn term(&self) -> u64 {

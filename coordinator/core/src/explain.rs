@@ -198,7 +198,7 @@ impl<'a> Explainer<'a> {
         Self { state, connected, declined: None, lanes: BTreeMap::new() }
     }
 
-    /// These connected agents declined what they were offered, and get no offers for a while.
+    /// These connected agents declined what they were offered, and have accepted nothing since.
     #[must_use]
     pub fn declined(self, declined: &'a BTreeMap<AgentId, String>) -> Self {
         Self { declined: Some(declined), ..self }

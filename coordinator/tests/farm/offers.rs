@@ -8,7 +8,7 @@ use steading_proto::v1;
 use steading_proto::v1::Conclusion::Success;
 use steading_proto::v1::coordinator_message::Message as ToAgent;
 
-use crate::support::{Agent, Farm, ended};
+use crate::support::{Agent, Farm, config, ended, soon};
 use crate::{CHAIN, ONE};
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn a_job_that_was_cancelled_before_its_offer_arrived_is_cancelled_behind_i
 async fn an_origin_that_is_away_fails_no_job_and_keeps_no_renewal_waiting() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let place = origin.path().join("origin");
-    let farm = Farm::start_with(config(dir.path(), &place)).await;
+    let farm = Farm::start_with(at(dir.path(), &place)).await;
     let mut agent = Agent::join(&farm, "a").await;
     let runs = farm.submit("r1", ONE).await;
     let offer = agent.offer().await;
@@ -53,13 +53,16 @@ async fn an_origin_that_is_away_fails_no_job_and_keeps_no_renewal_waiting() {
 
     // What the coordinator has of its own is lost.
     fs::remove_dir_all(dir.path().join("cas")).unwrap();
-    let farm = Farm::start_with(config(dir.path(), &place)).await;
+    let farm = Farm::start_with(at(dir.path(), &place)).await;
     // Not a folder: nothing in it can be read, and nothing is known to be missing.
     take_away(&place);
     agent.connect(&farm, &[lease]).await;
-    while farm.run(waits).await.jobs[0].attempt < 1 {
-        tokio::task::yield_now().await;
-    }
+    soon("the job to be given away", async {
+        while farm.run(waits).await.jobs[0].attempt < 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     for _ in 0..3 {
         assert_eq!(agent.renew(&[lease]).await.leases, vec![lease]);
     }
@@ -88,18 +91,31 @@ jobs:
 async fn a_plan_waits_for_an_origin_that_is_away() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let place = origin.path().join("origin");
-    let farm = Farm::start_with(config(dir.path(), &place)).await;
+    let farm = Farm::start_with(at(dir.path(), &place)).await;
     let mut agent = Agent::join(&farm, "a").await;
     let run = farm.submit("r1", TWO).await;
     let offer = agent.offer().await;
     let lease = agent.accept(&offer).await;
+    let store = farm.coordinator.store();
+    store.wait_scanned();
+    let known = store.len();
     take_away(&place);
     // Without a result: it has to be in the origin first.
     agent.complete(lease, String::new()).await.unwrap();
     let first = |run: &v1::Run| run.jobs[0].conclusion() == Success;
-    while !first(&farm.run(run).await) {
-        tokio::task::yield_now().await;
-    }
+    soon("the end of the first job", async {
+        while !first(&farm.run(run).await) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // The planner has tried: the spec of what comes next is in the coordinator's own store.
+    soon("the planner's try", async {
+        while store.len() == known {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     assert_eq!(farm.run(run).await.jobs.len(), 1, "what comes next needs a spec in the origin");
     bring_back(&place);
     agent.work(&farm, &[]).await;
@@ -120,8 +136,8 @@ fn bring_back(origin: &Path) {
     fs::rename(origin.with_extension("away"), origin).unwrap();
 }
 
-fn config(dir: &Path, origin: &Path) -> Config {
-    let mut config = Config::new(dir);
+fn at(dir: &Path, origin: &Path) -> Config {
+    let mut config = config(dir);
     config.object_store = Some(ObjectStore { directory: Some(origin.into()), ..<_>::default() });
     config
 }

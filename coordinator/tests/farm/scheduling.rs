@@ -5,7 +5,7 @@ use steading_proto::v1::Conclusion::{Cancelled, Failure, Success};
 use steading_proto::v1::coordinator_message::Message as ToAgent;
 use tonic::Code;
 
-use crate::support::{Agent, Farm, ended, soon};
+use crate::support::{Agent, Farm, config, ended, soon};
 
 const IMPOSSIBLE: &str = "
 on: push
@@ -130,8 +130,7 @@ async fn explain(farm: &Farm, run_id: u64, job: &str) -> Vec<v1::JobExplanation>
 #[tokio::test]
 async fn an_agent_that_went_without_a_word_is_retired_and_may_come_back() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = steading_coordinator::Config::new(dir.path());
-    (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+    let mut config = config(dir.path());
     config.agent_away_ms = 1_000;
     let farm = Farm::start_with(config).await;
     let mut agent = Agent::join(&farm, "a").await;

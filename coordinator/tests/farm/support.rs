@@ -40,12 +40,16 @@ pub(crate) struct Farm {
     stop: CancellationToken,
 }
 
+/// Takes work however full the disk is that tests run on.
+pub(crate) fn config(dir: &Path) -> Config {
+    let mut config = Config::new(dir);
+    (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
+    config
+}
+
 impl Farm {
     pub(crate) async fn start(dir: &Path) -> Self {
-        let mut config = Config::new(dir);
-        // However full the disk is that tests run on.
-        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
-        Self::start_with(config).await
+        Self::start_with(config(dir)).await
     }
 
     pub(crate) async fn start_with(mut config: Config) -> Self {

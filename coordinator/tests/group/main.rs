@@ -11,6 +11,9 @@ use steading_proto::v1::replication_client::ReplicationClient;
 use support::{Member, Place, leader, soon, until};
 use tonic::Code;
 
+/// Elections that one leader's end may cause where nobody stands still.
+const ELECTIONS_MAX: u64 = 3;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_one_becomes_three_and_outlives_its_leader() {
     let place = Place::new();
@@ -58,8 +61,9 @@ async fn leadership_is_handed_over_on_request_and_at_the_end() {
     let rest = [a, c];
     let leads = leader(&rest).await;
     assert!(rest[leads].has_run(run).await);
-    // One candidate, asked to stand: nobody else stood in between.
-    assert_eq!(rest[leads].status().await.unwrap().term, term + 1);
+    // One candidate, asked to stand. Only on a machine that stood still may others have stood.
+    let terms = rest[leads].status().await.unwrap().term - term;
+    assert!((1..=ELECTIONS_MAX).contains(&terms), "{terms} elections");
     stop([rest.into()]).await;
 }
 

@@ -100,6 +100,8 @@ impl Place {
         origin: &Path,
     ) -> anyhow::Result<Member> {
         let mut config = Config::new(self.data(name));
+        // However full the disk is that tests run on.
+        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
         config.segment_bytes = 4 << 20;
         config.advertise = Some(self.endpoint(name));
         config.join = join.to_vec();

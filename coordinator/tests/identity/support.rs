@@ -61,6 +61,8 @@ impl Farm {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let endpoint = format!("https://{}", listener.local_addr().unwrap());
         let mut config = Config::new(dir.path().join("coordinator"));
+        // However full the disk is that tests run on.
+        (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
         config.segment_bytes = 4 << 20;
         set(&mut config, &endpoint);
         let coordinator = Arc::new(Coordinator::start(config).await.unwrap());
