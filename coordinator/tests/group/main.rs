@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
 
+#[path = "../agent/mod.rs"]
+mod agent;
 mod support;
 mod watching;
 
