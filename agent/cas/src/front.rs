@@ -402,9 +402,29 @@ impl Front {
     }
 
     /// Every blob of a tree that the store holds, its messages among them; the root alone
-    /// where it cannot be read. Blocks.
-    pub fn tree_blobs(&self, function: DigestFunction, root: &Digest) -> Vec<Digest> {
-        tree::blobs_below(&self.store, function, root).unwrap_or_else(|_| vec![*root])
+    /// where it names nothing more, because a folder of it is gone, or it is no tree that
+    /// anybody could lay out. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Store`] where the disk fails: what the tree names is not known then,
+    /// which must not be taken for nothing.
+    pub fn tree_blobs(
+        &self,
+        function: DigestFunction,
+        root: &Digest,
+    ) -> Result<Vec<Digest>, TreeError> {
+        match tree::blobs_below(&self.store, function, root) {
+            // These stay so whoever asks, and however often: to wait for a better answer
+            // would let one broken tree stop all evictions.
+            Err(
+                TreeError::Missing(_)
+                | TreeError::Malformed { .. }
+                | TreeError::TooDeep { .. }
+                | TreeError::TooLarge,
+            ) => Ok(vec![*root]),
+            listed => listed,
+        }
     }
 
     /// As [`Store::open_blob`], from the origin where the store has it not. Blocks likewise.

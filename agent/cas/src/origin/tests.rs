@@ -234,6 +234,32 @@ async fn a_directory_that_is_not_mounted_any_more_is_away_and_not_empty() {
 }
 
 #[test]
+fn a_tree_that_cannot_be_read_now_is_not_taken_for_one_that_names_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { bytes_max: 1 << 30, durable: false };
+    let store = Store::open(dir.path(), options).unwrap();
+    let front = Front::new(store.clone(), ActionCache::open(&store).unwrap(), None);
+    let result = tree_result(&front).result;
+    let root = result.output_directories[0].root_directory_digest.as_ref();
+    let root = crate::tree::wire_digest(root).unwrap();
+    // Two folders, and the file.
+    assert_eq!(front.tree_blobs(Blake3, &root).unwrap().len(), 3);
+    // The file of a blob is never a link: to open it fails, which says nothing of the blob.
+    let hex = root.hash_hex();
+    let file = dir.path().join(format!("blobs/blake3/{}/{hex}-{}", &hex[..2], root.size));
+    let aside = dir.path().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    std::os::unix::fs::symlink(&aside, &file).unwrap();
+    let failed = front.tree_blobs(Blake3, &root);
+    assert!(matches!(failed, Err(crate::tree::TreeError::Store(_))), "{failed:?}");
+    // Gone, and no tree at all: these name nothing more.
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(front.tree_blobs(Blake3, &root).unwrap(), [root]);
+    let none = store.put(Blake3, b"no tree").unwrap();
+    assert_eq!(front.tree_blobs(Blake3, &none).unwrap(), [none]);
+}
+
+#[test]
 fn a_scope_is_a_part_of_a_path_whatever_it_holds() {
     for (scope, plain) in
         [("project-1", true), ("", false), ("../up", false), ("a/b", false), ("Caps", false)]

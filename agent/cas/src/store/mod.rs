@@ -253,9 +253,10 @@ impl Store {
     }
 
     /// Removes least recently used blobs until nine tenths of the bound are left, if
-    /// the bound is exceeded. Puts do so by themselves.
+    /// the bound is exceeded. Puts do so by themselves, but pause for a while behind an
+    /// eviction that found too little to remove.
     pub fn evict(&self) {
-        scan::evict(&self.0.shared);
+        scan::evict_now(&self.0.shared);
     }
 }
 

@@ -65,6 +65,12 @@ fn parse_name(name: &CStr) -> Option<(Digest, bool)> {
     Some((Digest::from_hex(hash, size.parse().ok()?).ok()?, twin))
 }
 
+/// As [`evict`], also within the pause behind one that found nothing to remove.
+pub(super) fn evict_now(shared: &Shared) {
+    *shared.evicting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    evict(shared);
+}
+
 /// Removes least recently used blobs until there is room again.
 pub(super) fn evict(shared: &Shared) {
     // Whoever is evicting makes room for this caller too.
@@ -82,7 +88,11 @@ pub(super) fn evict(shared: &Shared) {
     };
     // After the candidates: what is named later was pinned or used since, and stays so.
     if let Some(bound) = shared.bound.get() {
-        let Some(named) = (bound.named)() else { return };
+        let Some(named) = (bound.named)() else {
+            // Nor could the next put: to ask may read much, and fail late.
+            *futile_until = Some(Instant::now() + EVICT_PAUSE);
+            return;
+        };
         let named: HashSet<Key> =
             named.iter().map(|(function, digest)| Key::new(*function, digest)).collect();
         candidates.retain(|(key, _)| !named.contains(key));
