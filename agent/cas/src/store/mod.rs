@@ -197,7 +197,7 @@ impl Store {
 
     /// What it may hold, bytes: a larger blob would not stay.
     pub fn bytes_max(&self) -> u64 {
-        self.0.shared.options.bytes_max
+        self.0.shared.bytes_max()
     }
 
     /// Waits until the list of blobs is complete. For tests and for whoever asks for sizes.
