@@ -13,6 +13,7 @@
 mod blobs;
 mod known;
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +41,10 @@ const PLAIN_SCOPE_BYTES_MAX: usize = 100;
 /// An object of a directory that is younger than this may have its name, but not on
 /// the disk yet: whoever put it is about to sync it.
 const YOUNG: Duration = Duration::from_secs(10);
+
+/// Of a directory that is made here. What lies in it are sources, logs and artifacts: for
+/// the group that may operate the farm at most.
+const DIR_MODE: u32 = 0o750;
 
 /// Why the origin did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +93,8 @@ struct Inner {
 }
 
 impl Origin {
-    /// A directory that every coordinator sees. Made where it is missing.
+    /// A directory that every coordinator sees. Made where it is missing, closed to other
+    /// users; who may look into one that is there is its owner's business.
     ///
     /// # Errors
     ///
@@ -96,7 +102,8 @@ impl Origin {
     pub fn directory(dir: &Path) -> Result<Self, OriginError> {
         let place = dir.display().to_string();
         let unusable = |why: String| OriginError::Setting { place: dir.display().to_string(), why };
-        std::fs::create_dir_all(dir).map_err(|error| unusable(error.to_string()))?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
+        made.map_err(|error| unusable(format!("it cannot be made: {error}")))?;
         let objects = object_store::local::LocalFileSystem::new_with_prefix(dir)
             .map_err(|error| unusable(error.to_string()))?
             .with_fsync(true);

@@ -234,6 +234,20 @@ async fn a_directory_that_is_not_mounted_any_more_is_away_and_not_empty() {
 }
 
 #[test]
+fn other_users_do_not_look_into_a_directory_that_was_made_here() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("farm").join("origin");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    Origin::directory(&path).unwrap();
+    assert_eq!(mode() & 0o027, 0);
+    // One that is there keeps what its owner gave it.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o775)).unwrap();
+    Origin::directory(&path).unwrap();
+    assert_eq!(mode(), 0o775);
+}
+
+#[test]
 fn a_tree_that_cannot_be_read_now_is_not_taken_for_one_that_names_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let options = StoreOptions { bytes_max: 1 << 30, durable: false };
