@@ -46,8 +46,8 @@ const ACCESS_SAVE_S: i64 = 24 * 3600;
 /// callers on the wire, but streamed.
 pub const STREAM_BYTES_MIN: u64 = 4 << 20;
 
-/// How long an eviction that could not make enough room stands for the next ones: what
-/// must stay is found out by reading all of it.
+/// How long an eviction that could not make enough room stands for the next ones, where
+/// what must stay is found out by reading all of it. Nobody is warned more often either.
 const EVICT_PAUSE: Duration = Duration::from_secs(10);
 
 /// Lists the blobs that must stay, whenever others are to go. None: nobody can tell now,

@@ -76,7 +76,9 @@ pub(super) fn evict(shared: &Shared) {
     // Whoever is evicting makes room for this caller too.
     let Ok(mut futile_until) = shared.evicting.try_lock() else { return };
     let bytes_max = shared.bytes_max();
-    if futile_until.is_some_and(|until| Instant::now() < until) {
+    let paused = futile_until.is_some_and(|until| Instant::now() < until);
+    // A pin that ends is known at once; what others name is costly to find out.
+    if paused && shared.bound.get().is_some() {
         return;
     }
     let mut candidates = {
@@ -112,11 +114,13 @@ pub(super) fn evict(shared: &Shared) {
         remove_unless_used(shared, &key, &meta);
     }
     let bytes = shared.index().bytes();
-    // A pin that ends is known at once; what others name is costly to find out.
-    let futile = bytes > bytes_max && shared.bound.get().is_some();
-    *futile_until = futile.then(|| Instant::now() + EVICT_PAUSE);
-    if bytes > bytes_max {
-        tracing::warn!(bytes, bytes_max, "the store is larger than it may be: all of it is needed");
+    if bytes > bytes_max && !paused {
+        *futile_until = Some(Instant::now() + EVICT_PAUSE);
+        tracing::warn!(
+            bytes,
+            bytes_max,
+            "the store is larger than it may be: what is left is pinned or in use"
+        );
     }
 }
 

@@ -171,6 +171,31 @@ fn pinned_blobs_may_exceed_the_bound() {
 }
 
 #[test]
+fn a_store_that_is_larger_than_it_may_be_says_so_once_a_pause() {
+    // Larger by what is pinned, and by what others name.
+    for is_named in [false, true] {
+        let (_dir, store) = store(if is_named { u64::MAX } else { 300 });
+        store.wait_scanned();
+        let blobs: Vec<Vec<u8>> = (1..=6_u8).map(|byte| vec![byte; 200]).collect();
+        let digests: Vec<Digest> =
+            blobs.iter().map(|blob| crate::hash::digest_of(BLAKE3, blob)).collect();
+        let _pin = (!is_named).then(|| store.pin(BLAKE3, &digests));
+        let warnings = Warnings::default();
+        tracing::subscriber::with_default(warnings.clone(), || {
+            if is_named {
+                let named = digests.iter().map(|digest| (BLAKE3, *digest)).collect::<Vec<_>>();
+                store.bound(300, Box::new(move || Some(named.clone())));
+            }
+            for blob in &blobs {
+                store.put(BLAKE3, blob).unwrap();
+            }
+        });
+        assert_eq!(store.missing(BLAKE3, &digests), []);
+        assert_eq!(warnings.0.load(Ordering::Relaxed), 1, "named: {is_named}");
+    }
+}
+
+#[test]
 fn what_is_named_stays_and_nothing_goes_while_nobody_can_tell() {
     let (_dir, store) = store(u64::MAX);
     let digests: Vec<Digest> =
@@ -249,6 +274,29 @@ fn nobody_else_may_look_into_the_store() {
         assert_eq!(mode(&dir.path().join(folder)) & 0o077, 0, "{folder}");
     }
     assert_eq!(mode(&file_of(&dir, &digest)), 0o444);
+}
+
+/// Counts the warnings of its thread.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicU64>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 const OPTIONS: StoreOptions = StoreOptions { bytes_max: u64::MAX, durable: false };
