@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use steading_cas::remove_tree;
 
 use crate::config::Config;
+use crate::passable::{closed_to_others, command_to_open};
 
 /// Variable by which a process is known to belong to an agent's folder. GitHub's
 /// runner uses the same name for the same purpose.
@@ -44,6 +45,9 @@ impl Home {
         let work = dir.join("work");
         make(dir, mode)?;
         make(&work, mode)?;
+        if config.user.of_slot(0).is_some() {
+            check_passable(&work)?;
+        }
         let lock = lock(&work.join("LOCK"))?;
         let real =
             dir.canonicalize().with_context(|| format!("cannot find `{}`", dir.display()))?;
@@ -117,6 +121,23 @@ fn make(dir: &Path, mode: u32) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(dir);
     made.and_then(|()| fs::set_permissions(dir, Permissions::from_mode(mode)))
         .with_context(|| format!("cannot make the agent's folder `{}`", dir.display()))
+}
+
+/// Whether jobs that run as users of their own get to their workspaces. Otherwise each of
+/// their steps would end with a denied permission, and not say why.
+fn check_passable(work: &Path) -> anyhow::Result<()> {
+    let looked = || format!("cannot look at the folders above `{}`", work.display());
+    let closed = closed_to_others(work).with_context(looked)?;
+    if let Some(first) = closed.first() {
+        anyhow::bail!(
+            "jobs run as users of their own, and `{}` does not let them pass to `{}`: say \
+             `{}`, choose another --data-dir, or run jobs as the agent's own user (`stead agent --user self`)",
+            first.display(),
+            work.display(),
+            command_to_open(&closed)
+        );
+    }
+    Ok(())
 }
 
 fn lock(path: &Path) -> anyhow::Result<File> {

@@ -11,10 +11,13 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use steading_proto::tls::{Identity, is_over};
 use support::{Place, Said};
+
+/// Where a farm is kept that is told nothing else.
+const FARM: &str = ".steading/dev";
 
 #[test]
 fn a_farm_for_trying_out_survives_kills_and_goes_on_in_its_folder() {
@@ -42,7 +45,7 @@ fn a_farm_for_trying_out_survives_kills_and_goes_on_in_its_folder() {
 
     // It was switched off for days: nobody's certificate is good any more.
     for name in ["identity", "agent-1/identity", "agent-2/identity", "coordinator-1/identity"] {
-        let_end(&place.path().join("farm").join(name));
+        let_end(&place.path().join(FARM).join(name));
     }
     let mut farm = Dev::start(&place, 5);
     assert_eq!(farm.address("coordinator-1"), address);
@@ -50,7 +53,23 @@ fn a_farm_for_trying_out_survives_kills_and_goes_on_in_its_folder() {
     farm.asked(&["runs"]).said("run-1");
     farm.asked(&["agents"]).said("agent-5");
     farm.stop();
-    place.run(&["dev", "--coordinators", "1", "--dir", "farm"]).ended(2).said("--coordinators 3");
+    place.run(&["dev", "--coordinators", "1"]).ended(2).said("--coordinators 3");
+}
+
+#[test]
+fn a_farm_of_root_is_not_kept_where_its_jobs_cannot_get_to() {
+    if !Uid::effective().is_root() {
+        // Only root runs jobs as users of their own.
+        return;
+    }
+    let place = Place::empty();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let said = place.run(&["dev"]).ended(2);
+    said.said(&format!("chmod o+x {}", place.path().canonicalize().unwrap().display()));
+    assert!(!place.path().join(".steading").exists(), "nothing was made of it");
+    let words = "agent --coordinator unix:/nowhere --data-dir agent --name a";
+    let said = place.run(&words.split(' ').collect::<Vec<_>>()).ended(3);
+    said.said("--user self").said("chmod o+x");
 }
 
 /// A farm that runs.
@@ -66,7 +85,7 @@ struct Dev<'a> {
 
 impl<'a> Dev<'a> {
     fn start(place: &'a Place, agents: u32) -> Self {
-        let words = ["dev", "--coordinators", "3", "--slots", "1", "--dir", "farm", "--agents"];
+        let words = ["dev", "--coordinators", "3", "--slots", "1", "--agents"];
         let agents = agents.to_string();
         let words = [&words[..], &[&agents]].concat();
         let mut process = place.stead(&words).stdout(Stdio::piped()).spawn().unwrap();
@@ -92,7 +111,8 @@ impl<'a> Dev<'a> {
     }
 
     fn asked(&self, words: &[&str]) -> Said {
-        self.place.run(&[words, &["--context", "farm/context.json"]].concat()).ended(0)
+        let context = format!("{FARM}/context.json");
+        self.place.run(&[words, &["--context", &context]].concat()).ended(0)
     }
 
     fn address(&self, name: &str) -> String {

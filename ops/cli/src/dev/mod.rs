@@ -8,7 +8,7 @@ mod running;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -35,7 +35,7 @@ use running::{Part, Running, pid};
 /// Where each coordinator listens, in the farm's folder.
 const ADDRESSES: &str = "addresses.json";
 
-/// Of the farm's folder.
+/// Of the farm's folder, and of folders above it that root makes for it.
 const DIR_MODE: u32 = 0o711;
 
 /// An address that the system chooses.
@@ -127,6 +127,9 @@ pub async fn run(args: Dev) -> Result<Ended, Failure> {
 impl Farm {
     fn new(args: &Dev) -> Result<Self, Failure> {
         let dir = std::path::absolute(&args.dir).map_err(anyhow::Error::from)?;
+        if nix::unistd::Uid::effective().is_root() {
+            make_way(&dir)?;
+        }
         let made = local::make_state(&dir).with_context(|| format!("make `{}`", dir.display()));
         made?;
         // Jobs that run as users of their own pass through it; the parts keep theirs private.
@@ -344,6 +347,31 @@ impl Farm {
         out::line("in a folder with a pipeline, submit it with")?;
         out::line(format_args!("stead submit --wait --context {context}"))
     }
+}
+
+/// Makes the folders above the farm's, and sees to it that others pass through all of them:
+/// where this is root, agents run jobs as users of their own.
+fn make_way(dir: &Path) -> Result<(), Failure> {
+    let Some(above) = dir.parent() else { return Ok(()) };
+    let failed = || format!("make the folders above `{}`", dir.display());
+    let closed = steading_agent::closed_to_others(above).with_context(failed)?;
+    if let Some(first) = closed.first() {
+        return Err(Failure::usage(format!(
+            "jobs run as users of their own, and `{}` does not let them pass to `{}`\n  \
+             hint: say `{}`, or another --dir",
+            first.display(),
+            dir.display(),
+            steading_agent::command_to_open(&closed)
+        )));
+    }
+    let missing: Vec<&Path> = above.ancestors().take_while(|folder| !folder.exists()).collect();
+    for folder in missing.into_iter().rev() {
+        std::fs::create_dir(folder).with_context(failed)?;
+        // Whatever the umask is.
+        let open = std::fs::Permissions::from_mode(DIR_MODE);
+        std::fs::set_permissions(folder, open).with_context(failed)?;
+    }
+    Ok(())
 }
 
 fn coordinator_name(number: u32) -> String {
