@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader, Lines};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +16,9 @@ use nix::unistd::{Pid, Uid};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use steading_proto::tls::{Identity, is_over};
 use support::{Place, Said};
+
+/// How long a farm may take to start or to stop, before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where a farm is kept that is told nothing else.
 const FARM: &str = ".steading/dev";
@@ -54,6 +58,35 @@ fn a_farm_for_trying_out_survives_kills_and_goes_on_in_its_folder() {
     farm.asked(&["agents"]).said("agent-5");
     farm.stop();
     place.run(&["dev", "--coordinators", "1"]).ended(2).said("--coordinators 3");
+}
+
+#[test]
+fn a_farm_that_is_told_to_stop_while_its_agents_start_stops() {
+    let place = Place::empty();
+    // Jobs run as users of their own where the test is run by root.
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    let words = ["dev", "--coordinators", "1", "--slots", "1", "--agents", "6"];
+    let mut process = place.stead(&words).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    // As many as there are to be heard: the thread never waits.
+    let (heard, hears) = mpsc::sync_channel(2);
+    std::thread::spawn(move || {
+        let first = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("agent-1 "));
+        // Nobody waits any more: the test has failed.
+        let _ = heard.send(first);
+        let _ = heard.send(lines.map_while(Result::ok).count() > 0);
+    });
+    let started = hears.recv_timeout(PATIENCE);
+    kill(Pid::from_raw(i32::try_from(process.id()).unwrap()), Signal::SIGINT).unwrap();
+    let ended = hears.recv_timeout(PATIENCE);
+    if ended.is_err() {
+        // Whatever the test found: its parts end with it.
+        let _ = process.kill();
+    }
+    let status = process.wait().unwrap();
+    assert_eq!(started, Ok(true), "its agents do not start");
+    assert!(ended.is_ok(), "it goes on");
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

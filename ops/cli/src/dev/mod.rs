@@ -99,15 +99,15 @@ pub async fn run(args: Dev) -> Result<Ended, Failure> {
     let mut farm = Farm::new(&args)?;
     let (say, mut said) = mpsc::channel(SAID_MAX);
     let mut running = Running::new(say);
-    let served = tokio::select! {
-        started = farm.start(&mut running) => started,
-        () = signals.next() => Ok(()),
+    // Whether all of it runs: a signal that comes before that ends it, whatever runs already.
+    let started = tokio::select! {
+        started = farm.start(&mut running) => started.map(|()| true),
+        () = signals.next() => Ok(false),
     };
-    let told = match &served {
-        Ok(()) if running.has_agents() => farm.tell().map(|()| true),
-        Ok(()) | Err(_) => Ok(false),
+    let served = match started {
+        Ok(true) => farm.tell().map(|()| true),
+        Ok(false) | Err(_) => started,
     };
-    let served = served.and(told);
     while let Ok(true) = served {
         tokio::select! {
             () = signals.next() => break,

@@ -61,11 +61,6 @@ impl Running {
         }
     }
 
-    /// Whether the whole farm was started.
-    pub fn has_agents(&self) -> bool {
-        !self.agents.is_empty()
-    }
-
     pub fn keep_user(&mut self, entry: Entry, identity: Arc<Identity>, at: Vec<String>) {
         self.user.spawn(keep_user(entry, identity, at, self.say.clone()));
     }
