@@ -82,6 +82,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             _ = terminate.recv() => (),
         }
     };
+    tokio::pin!(told_to_stop);
     // Bound first, so that the others can be told where this one is, whatever port it got.
     match &args.listen {
         Endpoint::Loopback(address) if !args.insecure_loopback => bail!(
@@ -92,7 +93,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
             let listener = TcpListener::bind(address).await;
             let listener = listener.with_context(|| format!("listen on {address}"))?;
             let endpoint = format!("http://{}", listener.local_addr()?);
-            let coordinator = start(config, &endpoint).await?;
+            let coordinator = tokio::select! {
+                started = start(config, &endpoint) => started?,
+                // One that joins may wait for the others for minutes.
+                () = &mut told_to_stop => return Ok(()),
+            };
             println!("listening on {endpoint}");
             let served = coordinator.serve(TcpListenerStream::new(listener), told_to_stop).await;
             served.and(coordinator.stop().await)
@@ -101,7 +106,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
             let path = &std::path::absolute(path)?;
             let listener = bind_unix(path).await?;
             let endpoint = format!("unix:{}", path.display());
-            let coordinator = start(config, &endpoint).await?;
+            let coordinator = tokio::select! {
+                started = start(config, &endpoint) => started?,
+                () = &mut told_to_stop => {
+                    // As below.
+                    let _ = std::fs::remove_file(path);
+                    return Ok(());
+                }
+            };
             println!("listening on {endpoint}");
             let served = coordinator.serve(UnixListenerStream::new(listener), told_to_stop).await;
             // Best effort: the next one to listen there removes it, too.

@@ -61,7 +61,15 @@ pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Fai
         config.advertise.get_or_insert_with(|| endpoint.clone());
         listeners.push((endpoint, listener));
     }
-    let coordinator = Arc::new(Coordinator::start(config).await?);
+    let coordinator = tokio::select! {
+        started = Coordinator::start(config) => Arc::new(started?),
+        // One that joins may wait for the others for minutes. What is half made the next
+        // start goes on with, as behind a kill.
+        () = signals.next() => {
+            remove_sockets(&addresses);
+            return Ok(Ended::Interrupted);
+        }
+    };
     (edition.started)(&coordinator, &data_dir);
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
@@ -101,18 +109,22 @@ pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Fai
     };
     stop.cancel();
     while serving.join_next().await.is_some() {}
-    for address in &addresses {
-        if let Address::Unix(path) = address {
-            // Best effort: the next one to listen there removes it, too.
-            let _ = std::fs::remove_file(path);
-        }
-    }
+    remove_sockets(&addresses);
     let stopped = match Arc::try_unwrap(coordinator) {
         Ok(coordinator) => coordinator.stop().await,
         Err(_) => Err(anyhow::anyhow!("a listener still holds the coordinator")),
     };
     early.and(stopped)?;
     Ok(Ended::Success)
+}
+
+/// Best effort: the next one to listen there removes it, too.
+fn remove_sockets(addresses: &[Address]) {
+    for address in addresses {
+        if let Address::Unix(path) = address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// What is said of the other coordinators can be, before anything is made of it.

@@ -80,18 +80,48 @@ fn coordinators_join_by_token_and_any_of_them_lets_others_in() {
     farm.place.run(&["cluster", "status", "--context", "c.json"]).ended(0).said("3 voters");
 }
 
+#[test]
+fn a_coordinator_that_waits_for_others_stops_when_it_is_told_to() {
+    let place = Place::empty();
+    let words = ["coordinator", "--data-dir", "d", "--listen", "unix:s", "--object-store", "blobs"];
+    let mut process = place
+        .stead(&[&words[..], &["--join", "unix:/nobody/listens"]].concat())
+        .env("STEADING_LOG", "steading_coordinator=debug")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let process = Running(process);
+    assert!(lines.any(|line| line.contains("not admitted yet")), "it does not wait");
+    let pid = Pid::from_raw(i32::try_from(process.0.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    // At once, without another word about the others.
+    assert!(!lines.any(|line| line.contains("no coordinator of the group answers")), "it waits on");
+    assert_eq!(process.status(), Some(130));
+    assert!(!place.path().join("s").exists(), "its socket is left");
+}
+
 /// How often the group is looked at until it has grown; once takes some 50 ms.
 const VOTERS_ASKED_MAX: u32 = 400;
 
 /// Ends with the test.
 struct Running(Child);
 
+impl Running {
+    /// The exit code of one that ends by itself.
+    fn status(mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
         // Whatever the test found: the process must not outlive it.
-        let _ = kill(pid, Signal::SIGTERM);
-        let _ = self.0.wait();
+        if let Ok(None) = self.0.try_wait() {
+            let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+            let _ = kill(pid, Signal::SIGTERM);
+            let _ = self.0.wait();
+        }
     }
 }
 
