@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::args::{self, AgentVerb};
-use crate::connect::{Backoff, FIRST_ANSWER_MAX, failure, is_transient};
+use crate::connect::{FIRST_ANSWER_MAX, failure};
 use crate::context::{self, Named};
 use crate::coordinators::Coordinators;
 use crate::exit::{Ended, Failure};
@@ -170,19 +170,7 @@ async fn call<T, F>(
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
-    let mut backoff = Backoff::default();
-    loop {
-        let connection = coordinators.connection();
-        match call(FleetClient::new(coordinators.channel())).await {
-            Ok(response) => return Ok(response.into_inner()),
-            Err(status) => {
-                coordinators.refused(connection, &status);
-                if !is_transient(&status) || !backoff.wait(FIRST_ANSWER_MAX).await {
-                    return Err(status);
-                }
-            }
-        }
-    }
+    coordinators.call_over(FIRST_ANSWER_MAX, |channel| call(FleetClient::new(channel))).await
 }
 
 /// `90s`, `30m`, `2h`.
