@@ -180,22 +180,33 @@ async fn ask_to_transfer(reach: &Reach, to: Option<u64>) -> Result<u64, tonic::S
     moved.await
 }
 
-/// What a new coordinator is started with.
+/// What another coordinator of this group is started with.
 fn line_to_join(status: &v1::ClusterStatus) -> String {
     let staying = status.members.iter().filter(|member| !member.removed);
     // The leader first: it is asked first.
     let mut members: Vec<&v1::ClusterMember> = staying.collect();
     members.sort_by_key(|member| (!member.leader, member.replica_id));
     let endpoints: Vec<_> = members.iter().map(|member| clean(&member.endpoint)).collect();
-    let insecure = endpoints.iter().any(|endpoint| endpoint.starts_with("http://"));
-    let flag = if insecure { " --insecure-loopback" } else { "" };
-    let tls = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-    // Made apart: it is a secret, and of use once.
-    let token =
-        if tls { " --token TOKEN  # of `stead token create --role coordinator`" } else { "" };
     let join = endpoints.join(",");
+    if !join.contains("https://") {
+        return line_of_coordinator(&join, None);
+    }
+    // Made apart: it is a secret, and of use once.
+    let line = line_of_coordinator(&join, Some("TOKEN"));
+    format!("{line}  # of `stead token create --role coordinator`")
+}
+
+/// What a new coordinator is started with: it joins these, with the token that they want
+/// where they talk over mTLS.
+pub fn line_of_coordinator(join: &str, token: Option<&str>) -> String {
+    let listen = match (token, join.contains("http://")) {
+        (Some(_), _) => "https://HOST:PORT",
+        (None, true) => "ADDRESS --insecure-loopback",
+        (None, false) => "ADDRESS",
+    };
+    let token = token.map(|token| format!(" --token {token}")).unwrap_or_default();
     format!(
-        "stead coordinator --data-dir DIR --listen ADDRESS{flag} --object-store DIR|URL --join {join}{token}"
+        "stead coordinator --data-dir DIR --listen {listen} --object-store DIR|URL --join {join}{token}"
     )
 }
 
@@ -303,6 +314,20 @@ mod tests {
             line_to_join(&group()),
             "stead coordinator --data-dir DIR --listen ADDRESS --insecure-loopback \
              --object-store DIR|URL --join http://127.0.0.1:2,http://127.0.0.1:1"
+        );
+    }
+
+    #[test]
+    fn the_line_to_join_over_mtls_has_a_token() {
+        let mut group = group();
+        for member in &mut group.members {
+            member.endpoint = format!("https://c{}:7000", member.replica_id);
+        }
+        assert_eq!(
+            line_to_join(&group),
+            "stead coordinator --data-dir DIR --listen https://HOST:PORT --object-store DIR|URL \
+             --join https://c2:7000,https://c1:7000 --token TOKEN  \
+             # of `stead token create --role coordinator`"
         );
     }
 

@@ -7,6 +7,7 @@ use steading_proto::v1::identities_client::IdentitiesClient;
 use tonic::transport::Channel;
 
 use crate::args::{self, TokenRole, TokenVerb};
+use crate::cluster::line_of_coordinator;
 use crate::connect::failure;
 use crate::context;
 use crate::exit::{Ended, Failure};
@@ -54,9 +55,15 @@ async fn create(args: args::TokenCreate) -> Result<Ended, Failure> {
         return Ok(Ended::Success);
     }
     out::line(&made.token)?;
-    let name = args.name.map(|name| format!(" --name {name}")).unwrap_or_default();
-    let token = &made.token;
-    let line = match args.role {
+    let line = line_to_join(args.role, args.name.as_deref(), &made.token);
+    eprintln!("good for {} and {}, with:\n  {line}", keys(args.uses), args.ttl);
+    Ok(Ended::Success)
+}
+
+/// What whoever joins with the token runs.
+fn line_to_join(role: TokenRole, name: Option<&str>, token: &str) -> String {
+    let name = name.map(|name| format!(" --name {name}")).unwrap_or_default();
+    match role {
         TokenRole::Agent => {
             format!(
                 "stead agent --join {token}{name} --coordinator https://HOST:PORT --data-dir DIR"
@@ -65,13 +72,8 @@ async fn create(args: args::TokenCreate) -> Result<Ended, Failure> {
         TokenRole::Client | TokenRole::Admin => {
             format!("stead login --token {token}{name} --coordinator https://HOST:PORT")
         }
-        TokenRole::Coordinator => format!(
-            "stead coordinator --join https://HOST:PORT --token {token} --data-dir DIR \
-             --listen https://HOST:PORT"
-        ),
-    };
-    eprintln!("good for {} and {}, with:\n  {line}", keys(args.uses), args.ttl);
-    Ok(Ended::Success)
+        TokenRole::Coordinator => line_of_coordinator("https://HOST:PORT", Some(token)),
+    }
 }
 
 async fn list(args: args::TokenList) -> Result<Ended, Failure> {
@@ -161,6 +163,26 @@ fn duration(text: &str) -> Result<Duration, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_to_join_has_all_that_is_wanted_of_the_role() {
+        for (role, name, want) in [
+            (
+                TokenRole::Agent,
+                Some("a"),
+                "stead agent --join T --name a --coordinator https://HOST:PORT --data-dir DIR",
+            ),
+            (TokenRole::Client, None, "stead login --token T --coordinator https://HOST:PORT"),
+            (
+                TokenRole::Coordinator,
+                None,
+                "stead coordinator --data-dir DIR --listen https://HOST:PORT \
+                 --object-store DIR|URL --join https://HOST:PORT --token T",
+            ),
+        ] {
+            assert_eq!(line_to_join(role, name, "T"), want);
+        }
+    }
 
     #[test]
     fn a_duration_has_a_unit() {
