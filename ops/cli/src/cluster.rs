@@ -126,18 +126,24 @@ async fn remove(args: &ClusterRemove) -> Result<(), Failure> {
     });
     let removed = removed.await;
     reach.stop().await?;
-    removed.map_err(|status| match status.code() {
-        Code::FailedPrecondition => Failure::usage(format!(
-            "{}\n  hint: `stead cluster add` another one first, or say --force",
-            status.message()
-        )),
-        _ => failure("remove the coordinator", status),
-    })?;
+    removed.map_err(|status| not_removed(status, args.force))?;
     out::line(format_args!(
         "coordinator {} is out of the group; its directory can go",
         args.replica
     ))?;
     Ok(())
+}
+
+/// Why a coordinator stays, with what would help: to force it was tried where it was said.
+fn not_removed(status: tonic::Status, forced: bool) -> Failure {
+    match (status.code(), forced) {
+        (Code::FailedPrecondition, false) => Failure::usage(format!(
+            "{}\n  hint: `stead cluster add` another one first, or say --force",
+            status.message()
+        )),
+        (Code::FailedPrecondition, true) => Failure::usage(status.message()),
+        _ => failure("remove the coordinator", status),
+    }
 }
 
 async fn transfer(args: &ClusterTransfer) -> Result<(), Failure> {
@@ -306,6 +312,13 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&as_json(&status)).unwrap();
         assert_eq!(json["members"][1]["role"], "leader");
         assert_eq!(json["members"][2]["silent_ms"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn to_force_is_proposed_to_whoever_did_not_say_it() {
+        let refused = || tonic::Status::failed_precondition("it is the only voter");
+        assert_eq!(not_removed(refused(), true).to_string(), "it is the only voter");
+        assert!(not_removed(refused(), false).to_string().ends_with("or say --force"));
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub enum AgentVerb {
     ///
     /// It gets no more work, and what it runs is stopped, given back, and runs elsewhere; an
     /// agent that does not answer loses its leases within 15 seconds. Once it holds nothing
-    /// its certificate is denied, as by `stead deny agent/NAME`, which does not wait. To
-    /// empty an agent that is to come back, drain it.
+    /// its certificate is denied, as by `stead deny spiffe://CLUSTER/agent/NAME`, which does
+    /// not wait. To empty an agent that is to come back, drain it.
     Remove(AgentNamed),
 }
 
