@@ -130,7 +130,8 @@ impl Disk {
             (Room::Enough, _) => Ok(()),
             (Room::Low | Room::Critical, free) => Err(Status::resource_exhausted(format!(
                 "the coordinator's disk is nearly full: {free} bytes are free; make room in `{}`, \
-                 or lower `store_bytes_max` and `finished_runs_kept` and start it again",
+                 or lower `store_bytes_max` and `finished_runs_kept` in the file that --config \
+                 names and start it again",
                 self.dir.display()
             ))),
         }

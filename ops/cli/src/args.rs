@@ -208,8 +208,12 @@ pub struct Expr {
 #[derive(Args, Debug)]
 pub struct Coordinator {
     /// Where the log, the store and the logs of jobs are kept
-    #[arg(long, value_name = "DIR")]
-    pub data_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    pub data_dir: Option<PathBuf>,
+    /// A JSON file with `data_dir` and more settings, such as `store_bytes_max`,
+    /// `finished_runs_kept` and `disk_low_bytes`; other arguments win over what it says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where blobs are durable, for several coordinators: a directory that all of them see,
     /// or gs://NAME/PREFIX or s3://NAME/PREFIX
     #[arg(long, value_name = "DIR|URL")]
@@ -366,6 +370,8 @@ mod tests {
             "recover --data-dir d --i-accept-data-loss",
             "coordinator --data-dir d --listen unix:/tmp/s --listen 127.0.0.1:1 --insecure-loopback",
             "coordinator --data-dir d --listen unix:s --advertise unix:/s --join unix:/a,unix:/b",
+            "coordinator --config f --listen unix:s",
+            "coordinator --config f --data-dir d --listen unix:s",
             "agent --coordinator unix:/s --data-dir d --name n --slots 2 --labels a,b --pool p --user self",
             "agent --coordinator unix:/s --data-dir d --user per-slot",
             "agent --coordinator unix:/a,unix:/b --data-dir d --spot --zone z --gce",
@@ -411,6 +417,7 @@ mod tests {
             "run --event",
             "expr",
             "coordinator --data-dir d",
+            "coordinator --listen unix:s",
             "agent --coordinator unix:/s",
             "agent drain",
             "agent drain a1 --force --deadline 1h",

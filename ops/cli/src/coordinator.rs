@@ -41,19 +41,17 @@ pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Fai
         .iter()
         .map(|text| Address::read(text, args.insecure_loopback))
         .collect::<Result<_, _>>()?;
-    check_others(&args, &addresses)?;
-    let data_dir = std::path::absolute(&args.data_dir).map_err(anyhow::Error::from)?;
+    let mut config = config(args)?;
+    config.feature_level = edition.feature_level;
+    check_others(&config, &addresses)?;
+    config.validate().map_err(Failure::Usage)?;
+    let data_dir = std::path::absolute(&config.data_dir).map_err(anyhow::Error::from)?;
+    config.data_dir.clone_from(&data_dir);
     let (addresses, socket) = with_admin_socket(addresses, &data_dir);
     // The socket lies in it, and is bound first.
     make_data_dir(&data_dir)?;
     open_as_many_files_as_allowed();
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let mut config = Config::new(&data_dir);
-    config.feature_level = edition.feature_level;
-    config.object_store = args.object_store.as_deref().map(ObjectStore::from_text);
-    config.advertise = args.advertise;
-    config.join = args.join;
-    config.join_token = args.token;
     // Bound first, so that the others can be told where this one is, whatever port it got.
     let mut listeners = Vec::new();
     for address in &addresses {
@@ -127,18 +125,43 @@ fn remove_sockets(addresses: &[Address]) {
     }
 }
 
+/// The settings of the file, if there is one, and over them what the command line says.
+fn config(args: args::Coordinator) -> Result<Config, Failure> {
+    let mut config = match (&args.config, &args.data_dir) {
+        (Some(file), _) => Config::load(file).map_err(Failure::Usage)?,
+        (None, Some(dir)) => Config::new(dir),
+        (None, None) => {
+            return Err(Failure::usage(
+                "where the data is has to be said\n  hint: say --data-dir DIR, or --config FILE",
+            ));
+        }
+    };
+    if let Some(dir) = args.data_dir {
+        config.data_dir = dir;
+    }
+    if let Some(text) = &args.object_store {
+        config.object_store = Some(ObjectStore::from_text(text));
+    }
+    if !args.join.is_empty() {
+        config.join = args.join;
+    }
+    config.advertise = args.advertise.or(config.advertise);
+    config.join_token = args.token.or(config.join_token);
+    Ok(config)
+}
+
 /// What is said of the other coordinators can be, before anything is made of it.
-fn check_others(args: &args::Coordinator, addresses: &[Address]) -> Result<(), Failure> {
-    for endpoint in args.join.iter().chain(&args.advertise) {
+fn check_others(config: &Config, addresses: &[Address]) -> Result<(), Failure> {
+    for endpoint in config.join.iter().chain(&config.advertise) {
         endpoint.parse::<Endpoint>().map_err(Failure::usage)?;
     }
-    if let (Some(token), false) = (&args.token, args.join.is_empty()) {
+    if let (Some(token), false) = (&config.join_token, config.join.is_empty()) {
         check_token(token)?;
     }
     // Whoever is told of it would look for this coordinator on his own machine.
     match addresses.first() {
         Some(Address::Tls(authority))
-            if args.advertise.is_none()
+            if config.advertise.is_none()
                 && authority.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_unspecified()) =>
         {
             Err(Failure::usage(format!(
@@ -289,6 +312,8 @@ impl Address {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -330,6 +355,48 @@ mod tests {
         std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
         make_data_dir(&data).unwrap();
         assert_eq!(mode(&data), 0o755);
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("farm.json");
+        let settings = r#"{"data_dir": "/of-file", "store_bytes_max": 100000000,
+            "finished_runs_kept": 7, "disk_low_bytes": 8, "advertise": "unix:/of-file",
+            "object_store": {"directory": "/blobs"}, "join": ["unix:/a"]}"#;
+        std::fs::write(&file, settings).unwrap();
+        let read = |words: &str| {
+            let words = format!("stead coordinator --listen unix:s {words}");
+            let words = words.replace("FILE", &file.display().to_string());
+            match args::Cli::try_parse_from(words.split_whitespace()).unwrap().verb {
+                args::Verb::Coordinator(args) => config(args),
+                verb => panic!("{verb:?}"),
+            }
+        };
+        let of_file = Config {
+            store_bytes_max: 100_000_000,
+            finished_runs_kept: 7,
+            disk_low_bytes: Some(8),
+            advertise: Some("unix:/of-file".to_owned()),
+            object_store: Some(ObjectStore::from_text("/blobs")),
+            join: vec!["unix:/a".to_owned()],
+            ..Config::new("/of-file")
+        };
+        assert_eq!(read("--config FILE").unwrap(), of_file);
+        let said = Config {
+            data_dir: "d".into(),
+            object_store: Some(ObjectStore::from_text("gs://b/p")),
+            advertise: Some("unix:/s".to_owned()),
+            join: vec!["unix:/b".to_owned()],
+            join_token: Some("t".to_owned()),
+            ..of_file
+        };
+        let words = "--data-dir d --object-store gs://b/p --advertise unix:/s --join unix:/b";
+        assert_eq!(read(&format!("--config FILE --token t {words}")).unwrap(), said);
+        assert_eq!(read("--data-dir d").unwrap(), Config::new("d"));
+        std::fs::write(&file, r#"{"data_dir": "/d", "store_bytes": 1}"#).unwrap();
+        let refused = read("--config FILE").unwrap_err().to_string();
+        assert!(refused.contains("store_bytes"), "{refused}");
     }
 
     fn check(text: &str, insecure_loopback: bool, want: &str) {
