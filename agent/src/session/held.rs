@@ -23,7 +23,8 @@ pub(super) fn key(lease: &v1::Lease) -> Key {
 pub(super) struct Held {
     pub(super) lease: v1::Lease,
     pub(super) signals: Signals,
-    /// The coordinator said that the lease is no longer held: nothing is reported.
+    /// The coordinator said that the lease is no longer held: what runs ends, and only a
+    /// result that was there by then is told, for the record.
     pub(super) refused: CancellationToken,
     /// A step was started.
     started: AtomicBool,
@@ -76,7 +77,8 @@ impl Held {
         }
     }
 
-    /// The lease is no more: everything is killed, nothing is reported.
+    /// The lease is no more: everything is killed. A result that was there by then is
+    /// told all the same, for the record.
     pub(super) async fn refuse(&self) {
         self.refused.cancel();
         self.signals.stop.cancel();

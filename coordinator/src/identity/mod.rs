@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Connections;
 use crate::config::GivenCa;
-use crate::replica::Replica;
+use crate::replica::{Replica, node_file};
 use ca::{Asked, Ca};
 
 pub(crate) use join::JoinService;
@@ -88,7 +88,7 @@ impl Secured {
 
 impl Credentials {
     fn open(data_dir: &Path, given: Option<&GivenCa>) -> anyhow::Result<Self> {
-        let path = data_dir.join("replica").join("node.json");
+        let path = node_file(data_dir);
         let text = std::fs::read(&path).with_context(|| format!("read `{}`", path.display()))?;
         let node: Node = serde_json::from_slice(&text)?;
         let ca = match given {

@@ -15,8 +15,22 @@ const FORMAT: u32 = 1;
 
 const FILE: &str = "node.json";
 
+/// The replica's own folder, in its coordinator's data directory.
+const DIR: &str = "replica";
+
 /// The id of the replica that founded the group.
 pub const FIRST_REPLICA: u64 = 1;
+
+/// Where the coordinator of this data directory says which replica it is.
+pub(crate) fn node_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(DIR).join(FILE)
+}
+
+/// Whether the coordinator of this data directory belongs to a group: it founded or joined
+/// one, and goes on with it whenever it starts.
+pub fn is_member(data_dir: &Path) -> bool {
+    node_file(data_dir).exists()
+}
 
 /// Why a directory is not this replica's.
 #[derive(Debug, thiserror::Error)]

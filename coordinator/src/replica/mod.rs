@@ -49,7 +49,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use found::found;
 pub use handle::{Incoming, InstallError};
-pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined};
+pub(crate) use identity::node_file;
+pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined, is_member};
 pub use image::ImageError;
 pub(crate) use image::free_name;
 pub use membership::Membership;

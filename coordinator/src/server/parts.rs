@@ -22,7 +22,7 @@ use crate::logs::Logs;
 use crate::needed;
 use crate::peers::{Dialler, Me, Peers};
 use crate::progress::Progress;
-use crate::replica::{Joined, Notice, Options, Replica, ReplicaThread, Started};
+use crate::replica::{Joined, Notice, Options, Replica, ReplicaThread, Started, is_member};
 use crate::run_watch::RunWatch;
 use crate::secrets::Sealer;
 use crate::sessions::Sessions;
@@ -129,8 +129,7 @@ pub(super) fn open(config: &Config, joined: Option<Joined>) -> anyhow::Result<Op
 
 /// Joins the group that an empty directory is told to join.
 pub(super) async fn join(config: &Config) -> anyhow::Result<Option<Joined>> {
-    let empty = !config.data_dir.join("replica").join("node.json").exists();
-    if !empty || config.join.is_empty() {
+    if is_member(&config.data_dir) || config.join.is_empty() {
         return Ok(None);
     }
     let Some(advertise) = &config.advertise else {

@@ -44,7 +44,7 @@ pub struct Child {
     _stdin: Option<ChildStdin>,
     /// Copies what it prints into its log.
     copying: JoinSet<()>,
-    lines: Option<tokio::sync::mpsc::Receiver<String>>,
+    lines: tokio::sync::mpsc::Receiver<String>,
 }
 
 /// Lines of a part's output that wait to be read; those after them are in the log only.
@@ -90,7 +90,7 @@ impl Start {
             });
         }
         let stdin = process.stdin.take();
-        Ok(Child { name: self.name.clone(), process, _stdin: stdin, copying, lines: Some(lines) })
+        Ok(Child { name: self.name.clone(), process, _stdin: stdin, copying, lines })
     }
 }
 
@@ -106,8 +106,7 @@ impl Child {
     ///
     /// It ended, or took too long.
     pub async fn listening(&mut self, count: usize) -> anyhow::Result<Vec<String>> {
-        let mut addresses = Vec::new();
-        let Some(lines) = &mut self.lines else { return Ok(addresses) };
+        let (mut addresses, lines) = (Vec::new(), &mut self.lines);
         let read = async {
             while addresses.len() < count {
                 let line = lines.recv().await?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use steading_coordinator::replica::is_member;
 use steading_proto::tls::{self, Identity, IdentityFiles, JoinToken};
 use steading_proto::v1;
 use steading_proto::v1::identities_client::IdentitiesClient;
@@ -78,15 +79,19 @@ impl Entry {
     ///
     /// As [`Entry::token`].
     pub async fn token_for(&self, admission: &Admission) -> anyhow::Result<Option<String>> {
-        if !admission.is_needed() {
-            return Ok(None);
+        match admission {
+            Admission::Coordinator { data_dir } if !is_member(data_dir) => {
+                self.token(v1::Role::Coordinator, "").await.map(Some)
+            }
+            Admission::Agent { name, identity }
+                if !IdentityFiles::exist(identity) || admission.is_over() =>
+            {
+                self.token(v1::Role::Agent, name).await.map(Some)
+            }
+            Admission::Founder | Admission::Coordinator { .. } | Admission::Agent { .. } => {
+                Ok(None)
+            }
         }
-        let token = match admission {
-            Admission::Founder => return Ok(None),
-            Admission::Coordinator { .. } => self.token(v1::Role::Coordinator, "").await,
-            Admission::Agent { name, .. } => self.token(v1::Role::Agent, name).await,
-        };
-        token.map(Some)
     }
 
     /// A new certificate for the user, whatever the folder holds: it may be over, or of a
@@ -102,15 +107,6 @@ impl Entry {
 }
 
 impl Admission {
-    /// Whether it starts with a token only.
-    fn is_needed(&self) -> bool {
-        match self {
-            Self::Founder => false,
-            Self::Coordinator { data_dir } => !is_member(data_dir),
-            Self::Agent { identity, .. } => !IdentityFiles::exist(identity) || self.is_over(),
-        }
-    }
-
     /// Whether its certificate is over, so that it never renews itself any more. A
     /// coordinator always can.
     pub fn is_over(&self) -> bool {
@@ -121,9 +117,4 @@ impl Admission {
             }
         }
     }
-}
-
-/// Whether the coordinator of this directory belongs to a group.
-pub fn is_member(data_dir: &Path) -> bool {
-    data_dir.join("replica").join("node.json").exists()
 }

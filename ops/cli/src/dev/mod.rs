@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::fcntl::Flock;
+use steading_coordinator::replica::is_member;
 use steading_proto::v1;
 use steading_proto::v1::cluster_client::ClusterClient;
 use steading_proto::v1::cluster_member::Role;
@@ -29,7 +30,7 @@ use crate::out;
 use crate::signals::Signals;
 use crate::text::count;
 use child::Start;
-use entry::{Admission, Entry, is_member};
+use entry::{Admission, Entry};
 use running::{Part, Running, pid};
 
 /// Where each coordinator listens, in the farm's folder.
@@ -157,12 +158,6 @@ impl Farm {
                 "the farm in `{dir}` has {known} coordinators, and {} of them cannot decide \
                  anything\n  hint: say --coordinators {known}, or another --dir",
                 self.coordinators
-            )));
-        }
-        if self.addresses.values().any(|address| address.starts_with("http://")) {
-            return Err(Failure::usage(format!(
-                "the coordinators in `{dir}` speak plain text, as those of an earlier version \
-                 did\n  hint: remove the folder, or say another --dir"
             )));
         }
         let socket = self.socket(self.coordinators);
