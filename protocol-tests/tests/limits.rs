@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use steading_agent::limits::Groups;
-use steading_protocol_tests::farm::{Farm, Process};
+use steading_protocol_tests::farm::{Farm, Process, skipped};
 
 const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
 
@@ -111,10 +111,4 @@ fn state(farm: &Farm, job: &str) -> String {
     let told = farm.stead(&["explain", "1", job, "--json", "--coordinator", &endpoint]);
     let told: Value = serde_json::from_slice(&told.stdout).expect("one job");
     told["state"].as_str().expect("a sentence").to_owned()
-}
-
-fn skipped(what: &str, why: &str) {
-    let required = std::env::var("STEADING_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
-    println!("skipped: {why}");
 }
