@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use steading_core::{Effect, Job, JobStatus, Lease, Proposal, Rejection, State};
-use steading_model::{Incarnation, JobId, RunId, Timestamp, Work};
+use steading_model::{Conclusion, Incarnation, JobId, RunId, Timestamp, Work};
 
 use super::tally::{Seen, Tally};
 
@@ -22,8 +22,9 @@ pub(crate) struct Audit {
     /// What clients were told: their request id made this run.
     admitted: BTreeMap<String, RunId>,
     acknowledged: BTreeMap<String, (RunId, u64)>,
-    /// Reports that were acknowledged.
-    reported: BTreeMap<JobId, u64>,
+    /// Successes whose report was acknowledged: the job's run, where it was not forgotten by
+    /// then, and the last entry that anybody had applied.
+    reported: BTreeMap<JobId, (Option<RunId>, u64)>,
     completed: BTreeSet<Work>,
     succeeded: BTreeSet<JobId>,
     planned: BTreeSet<(RunId, u32)>,
@@ -264,7 +265,7 @@ impl Audit {
                 ensure(lease_before.is_none(), || format!("{id} has two leases"))
             }
             JobStatus::Done { outcome } => {
-                let success = outcome.conclusion == steading_model::Conclusion::Success;
+                let success = outcome.conclusion == Conclusion::Success;
                 let first = !success || done.is_some() || self.succeeded.insert(id);
                 ensure(first, || format!("{id} succeeded twice"))
             }
@@ -279,9 +280,10 @@ impl Audit {
         })
     }
 
-    /// An agent was told that its report is recorded.
+    /// An agent was told that its report of a success is recorded.
     pub(crate) fn reported(&mut self, lease: Lease) {
-        self.reported.insert(lease.work.job, self.last);
+        let run = self.state.job(lease.work.job).map(|job| job.run);
+        self.reported.insert(lease.work.job, (run, self.last));
     }
 
     /// Everything that was promised, in a state that has applied `index`.
@@ -293,9 +295,14 @@ impl Audit {
             let there = state.run(*run).is_some() || self.retired.contains(run);
             ensure(there, || format!("acknowledged {run} is lost"))?;
         }
-        for (id, _) in self.reported.iter().filter(|(_, at)| **at <= index) {
-            let done = state.job(*id).is_none_or(|job| job.outcome().is_some() || job.attempts > 1);
-            ensure(done, || format!("the acknowledged report of {id} is lost"))?;
+        for (id, (run, _)) in self.reported.iter().filter(|(_, (_, at))| *at <= index) {
+            // A success ends its job for good, also one that was being cancelled: no other
+            // outcome takes its place, no other attempt, and only its run takes it away.
+            let kept = match state.job(*id) {
+                Some(job) => job.outcome().is_some_and(|it| it.conclusion == Conclusion::Success),
+                None => run.is_none_or(|run| self.retired.contains(&run)),
+            };
+            ensure(kept, || format!("the acknowledged success of {id} is lost"))?;
         }
         Ok(())
     }
