@@ -9,7 +9,6 @@
 
 mod agent;
 mod audit;
-mod book;
 mod calls;
 mod client;
 mod dag;

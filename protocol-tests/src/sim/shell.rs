@@ -5,13 +5,14 @@
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use steading_coordinator::LeaseBook;
 use steading_coordinator::replica::ProposeError;
 use steading_coordinator::replica::testkit::Answer;
 use steading_core::{Effect, JobStatus, Lease, Proposal, Rejection, State};
 use steading_model::{AgentId, FailureClass, Incarnation, RunId};
 
-use super::book::Book;
 use super::net::Peer;
 use super::queue::{S, Us};
 
@@ -77,6 +78,13 @@ pub(crate) struct View<'a> {
     pub(crate) now: Us,
 }
 
+impl View<'_> {
+    /// The same clock, as the account of leases wants it.
+    const fn time(self) -> Duration {
+        Duration::from_micros(self.now)
+    }
+}
+
 #[derive(Debug)]
 struct Session {
     conn: u64,
@@ -122,7 +130,9 @@ enum Pending {
 #[derive(Debug, Default)]
 pub(crate) struct Shell {
     sessions: BTreeMap<AgentId, Session>,
-    book: Book,
+    book: LeaseBook,
+    /// The term that has begun here.
+    begun: Option<u64>,
     pending: BTreeMap<u64, Pending>,
     number: u64,
     pub(crate) wave: Vec<(u64, Proposal)>,
@@ -269,7 +279,7 @@ impl Shell {
                 }
                 Ok(()) | Err(_) => {
                     self.expiring = false;
-                    self.book.not_expired(view.now, &leases);
+                    self.book.not_expired(view.time(), &leases);
                 }
             },
             _ => (),
@@ -319,7 +329,7 @@ impl Shell {
                 matches!(status, Some(JobStatus::Leased { agent: holder, .. }) if *holder == agent)
             };
             let (held, refused): (Vec<Lease>, Vec<Lease>) = leases.into_iter().partition(holds);
-            let renewed = self.book.renew(view.now, &held);
+            let renewed = self.book.renew(view.time(), &held);
             let hear = Hear::Renewed { sequence, leases: renewed, refused };
             out.push(Out::Hear { conn, hear });
         }
@@ -328,26 +338,27 @@ impl Shell {
 
     /// Begins a term, or ends it. `leads`: the term in which this replica leads.
     pub(crate) fn stand(&mut self, view: View<'_>, leads: Option<u64>, out: &mut Vec<Out>) -> bool {
-        if self.book.term == leads {
+        if self.begun == leads {
             return false;
         }
-        if self.book.term.is_some() {
+        if self.begun.is_some() {
             self.book.end_term();
             self.stepped_down(out);
         }
         if let Some(term) = leads {
-            let leases = view.state.leased().filter_map(|job| job.lease()).collect();
-            self.book.begin_term(view.now, term, leases);
+            let leases = view.state.leased().filter_map(|job| job.lease());
+            self.book.begin_term(view.time(), term, leases);
             self.derive(view, out);
         }
+        self.begun = leads;
         leads.is_some()
     }
 
     /// Some effects were missed. Not leading, there is nothing to miss.
     pub(crate) fn resync(&mut self, view: View<'_>, out: &mut Vec<Out>) {
-        if self.book.term.is_some() {
+        if self.begun.is_some() {
             let leases = view.state.leased().filter_map(|job| job.lease()).collect();
-            self.book.resync(view.now, &leases);
+            self.book.resync(view.time(), &leases);
             self.derive(view, out);
         }
     }
@@ -370,7 +381,7 @@ impl Shell {
             }
             Effect::Dispatch => self.dispatch = true,
             Effect::Offer { agent, incarnation, lease } => {
-                self.book.granted(view.now, lease);
+                self.book.granted(view.time(), lease);
                 let session = self.sessions.get_mut(&agent);
                 if let Some(session) = session.filter(|it| it.incarnation == incarnation)
                     && session.welcomed
@@ -438,7 +449,7 @@ impl Shell {
                 Err(ProposeError::Unknown) => self.read(Pending::Settle(leases)),
                 Err(_) => {
                     self.expiring = false;
-                    self.book.not_expired(view.now, &leases);
+                    self.book.not_expired(view.time(), &leases);
                 }
             },
             Some(Pending::Decline(lease)) if answer.is_ok() => self.book.ended(lease),

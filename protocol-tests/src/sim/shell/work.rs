@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use steading_coordinator::Look;
 use steading_coordinator::replica::ProposeError;
 use steading_coordinator::replica::sim_fs::Dice;
 use steading_coordinator::replica::testkit::Answer;
 use steading_core::{Proposal, Rejection, placement};
+use steading_model::limits::ASSIGNMENTS_PER_PROPOSAL_MAX;
 use steading_model::{AgentId, Incarnation, RunId};
 
 use super::{FINISHED_KEPT, PLANS_MAX, Pending, Session, Shell, View};
@@ -42,15 +44,16 @@ impl Shell {
     /// as it knows.
     pub(crate) fn work(&mut self, view: View<'_>, leads: Option<u64>, dice: &mut Dice) {
         if !self.expiring
-            && let Some((term, overdue)) = self.book.overdue(view.now)
+            && let Look::Overdue { term, leases } =
+                self.book.look(view.time(), ASSIGNMENTS_PER_PROPOSAL_MAX)
         {
             // A leader in between may have renewed them.
             if leads == Some(term) {
                 self.expiring = true;
-                let leases = overdue.clone();
+                let overdue = leases.clone();
                 self.propose(Proposal::ExpireLeases { leases }, Pending::Expire(overdue));
             } else {
-                self.book.not_expired(view.now, &overdue);
+                self.book.not_expired(view.time(), &leases);
             }
         }
         self.plan(view, dice);
