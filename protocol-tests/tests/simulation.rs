@@ -86,7 +86,7 @@ fn a_seed_replays_exactly() {
 
 #[test]
 fn an_acknowledgement_before_fdatasync_is_found() {
-    check_found(Mutation::AcknowledgeBeforeSync, 60);
+    check_found(Mutation::AcknowledgeBeforeSync, 120);
 }
 
 #[test]

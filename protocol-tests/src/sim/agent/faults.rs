@@ -7,7 +7,7 @@ use crate::sim::net::Peer;
 use crate::sim::queue::{S, Us};
 use crate::sim::shell::Say;
 use crate::sim::tally::Seen;
-use crate::sim::world::{AgentEvent, World};
+use crate::sim::world::{AgentEvent, Event, Packet, World};
 use steading_model::FailureClass;
 
 impl World {
@@ -89,7 +89,16 @@ impl World {
                 .collect();
             frozen.into_iter().for_each(|(lease, left)| self.go_on(agent, lease, left));
         }
-        inbox.into_iter().for_each(|event| self.happen(event));
+        for event in inbox {
+            match event {
+                // These had arrived: no cut that came meanwhile holds them up.
+                Event::Flow { conn, flow, .. } => self.arrived(conn, flow),
+                Event::Arrive { to, packet: Packet::Told { call, told, hint }, .. } => {
+                    self.told(to, call, told, hint);
+                }
+                event => self.happen(event),
+            }
+        }
     }
 
     /// The machine will be taken away: unstarted leases go back at once, running ones as

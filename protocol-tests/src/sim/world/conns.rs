@@ -42,6 +42,13 @@ impl World {
             return;
         }
         self.trace.tell(self.now, || format!("{from:?} to {to:?} on {number}: {flow:?}"));
+        self.arrived(number, flow);
+    }
+
+    /// What came over the connection is with its receiver, whatever the network is like now.
+    pub(crate) fn arrived(&mut self, number: u64, flow: Flow) {
+        let Some(conn) = self.conns.get(&number) else { return };
+        let replica = conn.replica;
         match flow {
             Flow::Say(say) => {
                 if self.hosts[replica].life == conn.replica_life {
@@ -50,12 +57,13 @@ impl World {
                     self.drop_conn(number, End::Broken, None);
                 }
             }
-            Flow::Hear(hear) => self.hear(agent, number, hear),
+            Flow::Hear(hear) => self.hear(conn.agent, number, hear),
             Flow::End(end, hint) => self.drop_conn(number, end, hint),
         }
     }
 
-    /// What waited for the cut goes on its way.
+    /// What waited for the cut arrives, all at once: what is under way behind it must not
+    /// overtake it.
     pub(crate) fn release_held(&mut self) {
         let net = &self.net;
         let mut released = Vec::new();
@@ -69,12 +77,20 @@ impl World {
             }
         }
         for (number, down, flow) in released {
-            self.flow(number, down, flow, 0);
+            self.flowed(number, down, flow);
         }
     }
 
-    /// The agent hears that its connection is no more.
+    /// The agent hears that its connection is no more; one that is stopped, when it goes on.
     pub(crate) fn drop_conn(&mut self, number: u64, end: End, hint: Option<usize>) {
+        if let Some(conn) = self.conns.get(&number)
+            && self.agents[conn.agent].is_paused(self.now)
+        {
+            let flow = Flow::End(end, hint);
+            let event = Event::Flow { conn: number, down: true, flow };
+            self.agents[conn.agent].inbox.push(event);
+            return;
+        }
         if let Some(conn) = self.conns.remove(&number) {
             self.input(conn.replica, Input::Closed { conn: number });
             self.disconnected(conn.agent, number, end, hint);
