@@ -87,7 +87,7 @@ pub(crate) struct Host {
     quiet_ticks: u32,
     /// How long it stays down where its disk stops it.
     pub(crate) down_us: Us,
-    /// Of the disk, when the process started.
+    /// Of the disk, when the last round ended that the replica survived.
     failures: u64,
 }
 
@@ -197,7 +197,7 @@ impl World {
         let mut letters = Vec::new();
         for input in inputs {
             if let Err(error) = self.take_in(replica, input, &mut out) {
-                return self.stopped(replica, &format!("{error:?}"));
+                return self.stopped(replica, &error);
             }
         }
         for _ in 0..ROUNDS_MAX {
@@ -216,7 +216,7 @@ impl World {
             }
             match member.process() {
                 Ok(happened) => self.happened(replica, happened, &mut letters, &mut out),
-                Err(error) => return self.stopped(replica, &format!("{error:?}")),
+                Err(error) => return self.stopped(replica, &error),
             }
             let host = &self.hosts[replica];
             if host.member.is_none() || (host.shell.wave.is_empty() && host.shell.reads.is_empty())
@@ -224,6 +224,8 @@ impl World {
                 break;
             }
         }
+        let host = &mut self.hosts[replica];
+        host.failures = host.fs.failures();
         let delay = self.disk_delay(replica);
         for letter in letters {
             self.send_letter(replica, letter, delay);
@@ -393,14 +395,16 @@ impl World {
         self.hosts.iter().position(|host| host.id == leader)
     }
 
-    /// The replica stopped by itself, which only its disk may make it do.
-    fn stopped(&mut self, replica: usize, error: &str) {
-        let fs = &self.hosts[replica].fs;
-        if !fs.is_off() && fs.failures() == self.hosts[replica].failures {
-            let what = format!("replica {} stopped: {error}", self.hosts[replica].id);
+    /// The replica stopped by itself, which only its disk may make it do: one that failed in
+    /// this very round, and none that failed before and did no harm then.
+    fn stopped(&mut self, replica: usize, error: &ReplicaError) {
+        let host = &self.hosts[replica];
+        let failed = host.fs.is_off() || host.fs.failures() > host.failures;
+        if !failed || !matches!(error, ReplicaError::Wal(_)) {
+            let what = format!("replica {} stopped: {error:?}", host.id);
             return self.ensure(Err(what));
         }
-        self.trace.tell(self.now, || format!("replica {replica} stops: {error}"));
+        self.trace.tell(self.now, || format!("replica {replica} stops: {error:?}"));
         let down = self.hosts[replica].down_us;
         self.crash(replica, down);
     }
