@@ -11,20 +11,24 @@ use raft::eraftpb::{Message, MessageType};
 use steading_core::{Effect, Proposal, State};
 use steading_model::Timestamp;
 use steading_model::codec::Encode;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 pub use self::group::Kept;
 pub use super::identity::Joined;
 
 use super::ProposeError;
 use super::image::ImageStore;
-use super::keeper::Keeper;
+use super::keeper::{Job, Keeper};
 use super::node::{ELECTION_TICKS, Node, Output, ReplicaError, Staged};
 use super::open::{Opened, Place, StartError, open};
 use super::sim_fs::Dice;
 use super::snapshot::{self, SnapshotError};
 use super::testkit::{Answer, Layout};
 use super::wal::Position;
+
+/// Most batches of messages that go out while a leader writes. Where that is full, as the
+/// product's own line may be, they go with the others, once all is written.
+const EARLY_MAX: usize = 4;
 
 /// A message to another member, and the snapshot that it speaks of.
 #[derive(Clone, Debug)]
@@ -86,6 +90,8 @@ pub struct Happened {
     pub applied: bool,
     /// The state was replaced by a snapshot's.
     pub installed: bool,
+    /// The same, while the keeper had something of the earlier state at hand.
+    pub installed_at_work: bool,
     /// Index, time and proposals of every wave that was applied.
     pub waves: Vec<(u64, Timestamp, Vec<Proposal>)>,
 }
@@ -95,7 +101,12 @@ pub struct Happened {
 pub struct Member {
     node: Node,
     keeper: Keeper,
+    /// What the keeper is at.
+    job: Option<Job>,
     output: Output,
+    /// Where a leader's messages go while it writes.
+    early: mpsc::Sender<Vec<Message>>,
+    sent_early: mpsc::Receiver<Vec<Message>>,
     answers: VecDeque<(u64, oneshot::Receiver<Answer>)>,
     reads: VecDeque<(u64, oneshot::Receiver<Result<(), ProposeError>>)>,
     /// Of the elections' chances: Raft's own are not replayed.
@@ -108,6 +119,7 @@ pub struct Member {
     change: Option<oneshot::Receiver<Result<(), ProposeError>>>,
     /// A snapshot took the place of the state.
     installed: bool,
+    installed_at_work: bool,
 }
 
 impl Member {
@@ -133,10 +145,14 @@ impl Member {
             join: joined,
         };
         let Opened { node, keeper, .. } = open(&place, store, || Ok([7; 32]))?;
+        let (early, sent_early) = mpsc::channel(EARLY_MAX);
         let mut member = Self {
             node,
             keeper,
+            job: None,
             output: Output::default(),
+            early,
+            sent_early,
             answers: VecDeque::new(),
             reads: VecDeque::new(),
             seed,
@@ -145,6 +161,7 @@ impl Member {
             failed: None,
             change: None,
             installed: false,
+            installed_at_work: false,
         };
         member.draw_election();
         Ok(member)
@@ -169,8 +186,11 @@ impl Member {
             Some(bytes) => {
                 let staged = self.take_snapshot(&message, &bytes)?;
                 let (before, at) = (self.node.applied().index, staged.header.at.index);
+                self.open_early();
                 self.failed = self.node.install(staged, message, &mut self.output).err();
-                self.installed |= before < at && self.node.applied().index >= at;
+                let installed = before < at && self.node.applied().index >= at;
+                self.installed |= installed;
+                self.installed_at_work |= installed && self.job.is_some();
             }
         }
         self.draw_election();
@@ -243,26 +263,17 @@ impl Member {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
+        self.open_early();
         self.node.process(&mut self.output)?;
         self.draw_election();
         let output = std::mem::take(&mut self.output);
-        let mut letters = Vec::with_capacity(output.messages.len());
-        for message in output.messages {
-            if message.get_msg_type() != MessageType::MsgSnapshot {
-                letters.push(Letter { message, snapshot: None });
-                continue;
-            }
-            match self.snapshot_for(&message) {
-                None => self.node.snapshot_sent(message.to, false),
-                snapshot => letters.push(Letter { message, snapshot }),
-            }
-        }
         let mut happened = Happened {
-            letters,
+            letters: self.letters(output.messages),
             effects: output.effects,
             leads: output.leads,
             applied: output.applied,
             installed: std::mem::take(&mut self.installed),
+            installed_at_work: std::mem::take(&mut self.installed_at_work),
             waves: output.waves,
             ..Happened::default()
         };
@@ -281,6 +292,35 @@ impl Member {
         Ok(happened)
     }
 
+    /// What went out before it was written here: on its way also where the write failed.
+    pub fn sent_early(&mut self) -> Vec<Letter> {
+        let mut messages = Vec::new();
+        while let Ok(batch) = self.sent_early.try_recv() {
+            messages.extend(batch);
+        }
+        self.letters(messages)
+    }
+
+    /// As the replica's thread has it: who is alone has nobody to send to.
+    fn open_early(&mut self) {
+        self.output.early = (!self.node.is_alone()).then(|| self.early.clone());
+    }
+
+    fn letters(&mut self, messages: Vec<Message>) -> Vec<Letter> {
+        let mut letters = Vec::with_capacity(messages.len());
+        for message in messages {
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                letters.push(Letter { message, snapshot: None });
+                continue;
+            }
+            match self.snapshot_for(&message) {
+                None => self.node.snapshot_sent(message.to, false),
+                snapshot => letters.push(Letter { message, snapshot }),
+            }
+        }
+        letters
+    }
+
     /// Nothing came for a while: the log is sealed.
     ///
     /// # Errors
@@ -290,12 +330,15 @@ impl Member {
         if self.node.wants_seal() { self.node.seal() } else { Ok(()) }
     }
 
-    /// Does one thing that is due for image, snapshots and old segments.
-    pub fn keep(&mut self, clock_ms: u64) {
-        if let Some(job) = self.node.due(clock_ms) {
-            let kept = self.keeper.run(job);
-            self.node.kept(kept);
+    /// Begins one thing that is due for image, snapshots and old segments, or ends the one
+    /// that it began: much may happen in between, as with the keeper's thread. Whether there
+    /// is something to end now.
+    pub fn keep(&mut self, clock_ms: u64) -> bool {
+        match self.job.take() {
+            Some(job) => self.node.kept(self.keeper.run(job)),
+            None => self.job = self.node.due(clock_ms),
         }
+        self.job.is_some()
     }
 
     /// The state.

@@ -1,6 +1,8 @@
 //! A machine with a replica: its disk, its clock, its process, and what that process
 //! does with what comes in.
 
+mod life;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +26,9 @@ const ROUNDS_MAX: usize = 8;
 
 /// Ticks between two looks at the group.
 const GROUP_TICKS: u32 = 4;
+
+/// What the keeper takes for something, ticks: one of these at most.
+const KEEPER_TICKS: [u64; 3] = [1, 10, 80];
 
 /// Most ticks that are made up for after a standstill, as the replica's thread has it.
 const TICKS_CAUGHT_UP_MAX: u32 = 4;
@@ -81,6 +86,8 @@ pub(crate) struct Host {
     inbox: VecDeque<Input>,
     ticks_missed: u32,
     ticks: u32,
+    /// The tick at which the keeper is done with what it is at.
+    kept_at: u32,
     pub(crate) shell: Shell,
     pub(crate) sync_us: Us,
     operations: u64,
@@ -115,6 +122,7 @@ impl Host {
             inbox: VecDeque::new(),
             ticks_missed: 0,
             ticks: 0,
+            kept_at: 0,
             shell: Shell::default(),
             sync_us,
             operations: 0,
@@ -193,17 +201,39 @@ impl World {
     }
 
     fn round(&mut self, replica: usize, inputs: impl Iterator<Item = Input>) {
-        let mut out = Vec::new();
-        let mut letters = Vec::new();
-        for input in inputs {
-            if let Err(error) = self.take_in(replica, input, &mut out) {
-                return self.stopped(replica, &error);
+        let (mut letters, mut out) = (Vec::new(), Vec::new());
+        let done = self.rounds(replica, inputs, &mut letters, &mut out);
+        // Where it failed, this is of the rounds before, which had sent it by then.
+        let delay = self.disk_delay(replica);
+        for letter in letters {
+            self.send_letter(replica, letter, delay);
+        }
+        for out in out {
+            self.send_out(replica, out, delay);
+        }
+        match done {
+            Ok(()) => {
+                let host = &mut self.hosts[replica];
+                host.failures = host.fs.failures();
             }
+            Err(error) => self.stopped(replica, &error),
+        }
+    }
+
+    fn rounds(
+        &mut self,
+        replica: usize,
+        inputs: impl Iterator<Item = Input>,
+        letters: &mut Vec<Letter>,
+        out: &mut Vec<Out>,
+    ) -> Result<(), ReplicaError> {
+        for input in inputs {
+            self.take_in(replica, input, out)?;
         }
         for _ in 0..ROUNDS_MAX {
             let host = &mut self.hosts[replica];
             let clock = host.wall(self.now);
-            let Some(member) = &mut host.member else { return };
+            let Some(member) = &mut host.member else { break };
             member.propose_own(clock);
             let wave = std::mem::take(&mut host.shell.wave);
             if !wave.is_empty() {
@@ -214,25 +244,21 @@ impl World {
             if !reads.is_empty() {
                 member.read(reads);
             }
-            match member.process() {
-                Ok(happened) => self.happened(replica, happened, &mut letters, &mut out),
-                Err(error) => return self.stopped(replica, &error),
+            let processed = member.process();
+            // These did not wait for the disk, and are gone before a write that fails.
+            let early = member.sent_early();
+            if processed.is_err() {
+                self.audit.tally.saw_many(Seen::SentUnwritten, early.len() as u64);
             }
+            early.into_iter().for_each(|letter| self.send_letter(replica, letter, 0));
+            self.happened(replica, processed?, letters, out);
             let host = &self.hosts[replica];
             if host.member.is_none() || (host.shell.wave.is_empty() && host.shell.reads.is_empty())
             {
                 break;
             }
         }
-        let host = &mut self.hosts[replica];
-        host.failures = host.fs.failures();
-        let delay = self.disk_delay(replica);
-        for letter in letters {
-            self.send_letter(replica, letter, delay);
-        }
-        for out in out {
-            self.send_out(replica, out, delay);
-        }
+        Ok(())
     }
 
     fn take_in(
@@ -253,10 +279,12 @@ impl World {
                 if host.quiet_ticks == 2 {
                     member.seal()?;
                 }
-                if host.quiet_ticks.is_multiple_of(2) {
-                    member.keep(now / MS);
-                }
                 host.ticks += 1;
+                // Under load, too. It takes its time, in which anything may come.
+                if host.ticks >= host.kept_at && member.keep(now / MS) {
+                    let ticks_max = KEEPER_TICKS[self.dice.below(3) as usize];
+                    host.kept_at = host.ticks + 1 + self.dice.below(ticks_max) as u32;
+                }
                 if host.ticks.is_multiple_of(GROUP_TICKS)
                     && let Some(kept) = member.keep_group()
                 {
@@ -303,6 +331,8 @@ impl World {
             let mut compared = self.audit.compare(index, chain);
             if happened.installed {
                 self.audit.tally.saw(Seen::SnapshotInstalled);
+                let at_work = u64::from(happened.installed_at_work);
+                self.audit.tally.saw_many(Seen::InstalledAtWork, at_work);
                 compared = compared.and_then(|()| self.audit.same(index, member.state()));
             }
             if let Err(what) = compared {
@@ -393,93 +423,6 @@ impl World {
         let member = self.hosts[replica].member.as_mut()?;
         let leader = member.standing().1?;
         self.hosts.iter().position(|host| host.id == leader)
-    }
-
-    /// The replica stopped by itself, which only its disk may make it do: one that failed in
-    /// this very round, and none that failed before and did no harm then.
-    fn stopped(&mut self, replica: usize, error: &ReplicaError) {
-        let host = &self.hosts[replica];
-        let failed = host.fs.is_off() || host.fs.failures() > host.failures;
-        if !failed || !matches!(error, ReplicaError::Wal(_)) {
-            let what = format!("replica {} stopped: {error:?}", host.id);
-            return self.ensure(Err(what));
-        }
-        self.trace.tell(self.now, || format!("replica {replica} stops: {error:?}"));
-        let down = self.hosts[replica].down_us;
-        self.crash(replica, down);
-    }
-
-    /// The process is gone, and comes back.
-    pub(crate) fn crash(&mut self, replica: usize, down: Us) {
-        let host = &mut self.hosts[replica];
-        if host.member.take().is_none() {
-            return;
-        }
-        host.life += 1;
-        host.inbox.clear();
-        host.ticks_missed = 0;
-        host.busy_until = 0;
-        host.calls.clear();
-        host.shell = Shell::default();
-        if !host.fs.is_off() {
-            host.fs.kill();
-        }
-        let life = host.life;
-        self.trace.tell(self.now, || format!("replica {replica} is down for {} ms", down / MS));
-        self.queue.push(self.now + down, Event::Restart { replica, life });
-        self.break_conns(Peer::Replica(replica));
-    }
-
-    /// Starts the process on what its disk holds.
-    pub(crate) fn restart(&mut self, replica: usize) {
-        let cadence = self.plan.cadence;
-        let host = &mut self.hosts[replica];
-        if host.member.is_some() || host.is_gone {
-            return;
-        }
-        if host.is_empty {
-            return self.ask_admission(replica);
-        }
-        if host.fs.is_off() {
-            host.fs.power_cycle(&mut self.dice);
-        }
-        host.failures = host.fs.failures();
-        let seed = self.dice.roll();
-        let store = Box::new(host.store.clone());
-        let joined = host.joined.clone();
-        let opened = Member::open(&host.layout(cadence), store, joined, seed);
-        let excused = host.fs.is_off() || host.fs.failures() > host.failures;
-        let flipped = if excused { None } else { host.flipped.take() };
-        match opened {
-            Ok(member) => {
-                host.member = Some(member);
-                host.failures = host.fs.failures();
-                let life = host.life;
-                let first = 1 + self.dice.below(self.plan.tick_us);
-                self.trace.tell(self.now, || format!("replica {replica} is up"));
-                self.queue.push(self.now + first, Event::Tick { replica, life });
-                let audited = self.compare(replica);
-                self.ensure(audited);
-                self.announce(replica);
-            }
-            Err(_) if excused || flipped.is_some() => {
-                let life = host.life;
-                self.queue.push(self.now + S, Event::Restart { replica, life });
-            }
-            Err(error) => {
-                let what = format!("replica {} refuses to start: {error:?}", host.id);
-                self.ensure(Err(what));
-            }
-        }
-        if let Some(last) = flipped {
-            self.flip_met(replica, last);
-        }
-    }
-
-    fn compare(&mut self, replica: usize) -> Result<(), String> {
-        let Some(member) = &self.hosts[replica].member else { return Ok(()) };
-        self.audit.compare(member.applied(), member.state().chain())?;
-        self.audit.same(member.applied(), member.state())
     }
 }
 

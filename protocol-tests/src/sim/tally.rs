@@ -63,6 +63,8 @@ seen! {
     SnapshotSent = "snapshots sent",
     SnapshotDamaged = "snapshots damaged on the way",
     SnapshotInstalled = "snapshots installed",
+    InstalledAtWork = "snapshots installed while the keeper was at work",
+    SentUnwritten = "messages that left before a write that failed",
     LogRotten = "bits flipped in a log",
     SnapshotRotten = "bits flipped in a snapshot, the image lost",
     RotFound = "starts refused because of a flipped bit",
