@@ -16,7 +16,9 @@ impl World {
             return;
         }
         self.happened.push(place);
-        let fault = self.plan.faults[place].1.clone();
+        let there: Vec<usize> =
+            (0..self.hosts.len()).filter(|replica| !self.hosts[*replica].is_gone).collect();
+        let Some(fault) = self.plan.faults[place].1.clone().at(&there) else { return };
         self.trace.tell(self.now, || format!("FAULT {place}: {fault:?}"));
         let up = |replica: usize| self.hosts[replica].member.is_some();
         match fault {
@@ -39,8 +41,9 @@ impl World {
             }
             Fault::KillAll { power, down } => {
                 self.saw(if power { Seen::AllPower } else { Seen::AllKilled });
-                for replica in 0..self.hosts.len() {
-                    if power && self.hosts[replica].member.is_some() {
+                for replica in there {
+                    // Where the process is down, its page cache is still there to lose.
+                    if power {
                         self.hosts[replica].fs.power_cycle(&mut self.dice);
                     }
                     let down = down + self.dice.below(S);
@@ -48,18 +51,22 @@ impl World {
                 }
             }
             Fault::Pause { replica, lasts } => {
-                self.saw(Seen::Paused);
-                self.stop_until(replica, self.now + lasts);
+                if self.stop_until(replica, self.now + lasts) {
+                    self.saw(Seen::Paused);
+                }
             }
             Fault::PauseLeader { lasts } => {
-                if let Some(leader) = self.leader() {
+                if let Some(leader) = self.leader()
+                    && self.stop_until(leader, self.now + lasts)
+                {
                     self.saw(Seen::LeaderPaused);
-                    self.stop_until(leader, self.now + lasts);
                 }
             }
             Fault::Transfer { to } => {
-                let to = self.hosts[to].id;
-                if let Some(leader) = self.leader().filter(|leader| self.hosts[*leader].id != to) {
+                // Who has no directory yet has no number either.
+                let (to, known) = (self.hosts[to].id, !self.hosts[to].is_empty);
+                let leader = self.leader().filter(|leader| self.hosts[*leader].id != to);
+                if let Some(leader) = leader.filter(|_| known) {
                     self.saw(Seen::Transferred);
                     self.input(leader, Input::Transfer { to });
                 }
@@ -100,13 +107,15 @@ impl World {
                 self.cut(cuts, lasts);
             }
             Fault::Isolate { replica, lasts } => {
-                self.saw(Seen::Isolated);
-                self.isolate(replica, lasts);
+                if self.isolate(replica, lasts) {
+                    self.saw(Seen::Isolated);
+                }
             }
             Fault::IsolateLeader { lasts } => {
-                if let Some(leader) = self.leader() {
+                if let Some(leader) = self.leader()
+                    && self.isolate(leader, lasts)
+                {
                     self.saw(Seen::LeaderIsolated);
-                    self.isolate(leader, lasts);
                 }
             }
             Fault::Storm { weather, lasts } => {
@@ -170,11 +179,15 @@ impl World {
         best.map(|(_, place)| place)
     }
 
-    fn isolate(&mut self, replica: usize, lasts: Us) {
+    /// Whether there was anybody to cut it off from.
+    fn isolate(&mut self, replica: usize, lasts: Us) -> bool {
         let here = Peer::Replica(replica);
-        let others = (0..self.hosts.len()).filter(|other| *other != replica).map(Peer::Replica);
-        let cuts = others.flat_map(|other| [(here, other), (other, here)]).collect();
+        let is_other = |other: &usize| *other != replica && !self.hosts[*other].is_gone;
+        let others = (0..self.hosts.len()).filter(is_other).map(Peer::Replica);
+        let cuts: Vec<_> = others.flat_map(|other| [(here, other), (other, here)]).collect();
+        let any = !cuts.is_empty();
         self.cut(cuts, lasts);
+        any
     }
 
     fn cut(&mut self, cuts: Vec<(Peer, Peer)>, lasts: Us) {

@@ -190,19 +190,28 @@ impl World {
         }
     }
 
-    /// The replica stands still until then.
-    pub(crate) fn stop_until(&mut self, replica: usize, until: Us) {
+    /// The replica stands still until then; whether it would not have for so long anyway.
+    pub(crate) fn stop_until(&mut self, replica: usize, until: Us) -> bool {
         let host = &mut self.hosts[replica];
-        if until > host.busy_until {
+        let longer = until > host.busy_until;
+        if longer {
             host.busy_until = until;
             let life = host.life;
             self.queue.push(until, Event::Wake { replica, life });
         }
+        longer
     }
 
     fn round(&mut self, replica: usize, inputs: impl Iterator<Item = Input>) {
         let (mut letters, mut out) = (Vec::new(), Vec::new());
         let done = self.rounds(replica, inputs, &mut letters, &mut out);
+        let host = &self.hosts[replica];
+        if done.is_ok() && host.fs.is_off() {
+            // In the middle of what a replica can do without, such as an image or a snapshot
+            // that comes in. But no process goes on without power.
+            let down = host.down_us;
+            return self.crash(replica, down);
+        }
         // Where it failed, this is of the rounds before, which had sent it by then.
         let delay = self.disk_delay(replica);
         for letter in letters {
@@ -293,8 +302,10 @@ impl World {
             }
             Input::Letter(letter) => {
                 // What could not be kept comes again.
-                if member.step(letter).is_err() {
+                if let Err(error) = member.step(letter) {
                     self.trace.note(78);
+                    let untaken = || format!("replica {replica} takes no snapshot: {error:?}");
+                    self.trace.tell(self.now, untaken);
                 }
             }
             Input::SnapshotSent { to, arrived } => member.snapshot_sent(to, arrived),

@@ -61,7 +61,8 @@ pub(crate) struct Plan {
     pub(crate) faults: Vec<(Us, Fault)>,
 }
 
-/// Something that goes wrong. Durations are in microseconds.
+/// Something that goes wrong. Durations are in microseconds. `replica` is no place of a
+/// machine but stands for one of those that are there when it happens: see [`Fault::at`].
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     /// kill -9: the page cache stays.
@@ -189,6 +190,10 @@ pub(crate) enum Fault {
     },
 }
 
+/// Replicas of faults are counted up to here: divisible by every count of machines that a
+/// group may have, so that each of them is hit as often as any other.
+const PICKS: u64 = 60;
+
 /// Kinds of faults; each seed has some of them only, so that each also meets the others alone.
 const KINDS: u64 = 28;
 
@@ -197,6 +202,51 @@ const STRANDED: u64 = 22;
 
 /// Of [`Fault::AgentPause`] and [`Fault::AgentAlone`].
 const LATE_AGENTS: [u64; 2] = [19, 20];
+
+impl Fault {
+    /// The fault with the places of those that it befalls. `there`: of the machines that are
+    /// not gone, in order. `None` where it needs a machine that is not there.
+    pub(crate) fn at(mut self, there: &[usize]) -> Option<Self> {
+        let place = |pick: usize| there.get(pick % there.len().max(1)).copied();
+        match &mut self {
+            Self::Cut { a: Peer::Replica(a), b: Peer::Replica(b), .. } => {
+                *a = place(*a)?;
+                let others: Vec<usize> = there.iter().copied().filter(|it| it != a).collect();
+                *b = *others.get(*b % others.len().max(1))?;
+            }
+            Self::Cut { a: Peer::Replica(replica), .. }
+            | Self::Cut { b: Peer::Replica(replica), .. }
+            | Self::Kill { replica, .. }
+            | Self::PowerCut { replica, .. }
+            | Self::Pause { replica, .. }
+            | Self::Transfer { to: replica }
+            | Self::Isolate { replica, .. }
+            | Self::ClockJump { replica, .. }
+            | Self::SlowDisk { replica, .. }
+            | Self::FailDisk { replica, .. }
+            | Self::FullDisk { replica, .. }
+            | Self::LoseImage { replica }
+            | Self::Wipe { replica, .. }
+            | Self::FlipBit { replica, .. }
+            | Self::Remove { replica }
+            | Self::Replace { replica } => *replica = place(*replica)?,
+            Self::Cut { .. }
+            | Self::KillAll { .. }
+            | Self::PauseLeader { .. }
+            | Self::KillLeader { .. }
+            | Self::Strand { .. }
+            | Self::AgentAlone { .. }
+            | Self::IsolateLeader { .. }
+            | Self::Storm { .. }
+            | Self::Grow
+            | Self::AgentKill { .. }
+            | Self::MachineLost { .. }
+            | Self::AgentPause { .. }
+            | Self::Preempt { .. } => (),
+        }
+        Some(self)
+    }
+}
 
 impl Plan {
     pub(crate) fn of(options: &Options, horizon: Us) -> Self {
@@ -262,7 +312,7 @@ impl Plan {
     }
 
     fn fault(&self, kind: u64, dice: &mut Dice) -> Fault {
-        let replica = dice.below(self.replicas as u64) as usize;
+        let replica = dice.below(PICKS) as usize;
         let agent = dice.below(self.agents as u64) as usize;
         let short = 100 * MS + dice.below(3 * S);
         let lasts = short + if dice.chance(2, 3) { 0 } else { dice.below(20 * S) };
@@ -275,8 +325,7 @@ impl Plan {
             7 => Fault::KillLeader { down: lasts },
             8 => Fault::Transfer { to: replica },
             9 => {
-                let others = (self.replicas as u64 - 1).max(1);
-                let other = (replica + 1 + dice.below(others) as usize) % self.replicas;
+                let other = dice.below(PICKS) as usize;
                 let (a, b) = (Peer::Replica(replica), Peer::Replica(other));
                 Fault::Cut { a, b, both: dice.chance(1, 2), lasts }
             }
