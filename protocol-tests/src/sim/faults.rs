@@ -36,7 +36,7 @@ impl World {
             Fault::PowerCut { replica, operations, down } => {
                 self.hosts[replica].down_us = down;
                 self.hosts[replica].fs.cut_power_after(operations);
-                let heal = Heal::PowerOff { replica, down };
+                let heal = Heal::PowerOff { replica, life: self.hosts[replica].life, down };
                 self.queue.push(self.now + S, Event::Heal(heal));
             }
             Fault::KillAll { power, down } => {
@@ -211,9 +211,11 @@ impl World {
                 self.hosts[replica].sync_us = self.plan.disk_us;
                 self.hosts[replica].fs.set_faults(Faults::default());
             }
-            Heal::PowerOff { replica, down } => {
-                // The write that it was to be cut in never came.
-                if self.stormy && self.hosts[replica].member.is_some() {
+            Heal::PowerOff { replica, life, down } => {
+                let host = &self.hosts[replica];
+                // The write that it was to be cut in never came. A process of another life
+                // is back already, from this power cut or from something else.
+                if self.stormy && host.member.is_some() && host.life == life {
                     self.saw(Seen::PowerAtRest);
                     self.hosts[replica].fs.power_cycle(&mut self.dice);
                     self.crash(replica, down);

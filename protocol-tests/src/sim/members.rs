@@ -20,9 +20,6 @@ use super::world::{Event, World};
 /// Most machines for replicas, those not counted that are gone for good.
 const MACHINES_MAX: usize = 6;
 
-/// Bytes that are tried until one is found in which something was written.
-const FLIP_TRIES: usize = 16;
-
 impl World {
     /// Whether the group can do without this machine's disk.
     pub(crate) fn may_lose(&mut self, replica: usize) -> bool {
@@ -109,16 +106,19 @@ impl World {
             return;
         }
         let path = &paths[self.dice.below(paths.len() as u64) as usize];
-        let dice = &mut self.dice;
+        let (dice, mut flipped) = (&mut self.dice, false);
         host.fs.damage(path, |bytes| {
-            for _ in 0..FLIP_TRIES {
-                let at = dice.below(bytes.len().max(1) as u64) as usize;
-                if let Some(byte) = bytes.get_mut(at).filter(|byte| **byte != 0) {
-                    *byte ^= 1 << dice.below(8);
-                    break;
-                }
+            // Only where something was written: nothing is lost with zeros.
+            let mut written: Vec<&mut u8> = bytes.iter_mut().filter(|byte| **byte != 0).collect();
+            if !written.is_empty() {
+                let at = dice.below(written.len() as u64) as usize;
+                *written[at] ^= 1 << dice.below(8);
+                flipped = true;
             }
         });
+        if !flipped {
+            return;
+        }
         if snapshot {
             host.store.with(std::collections::BTreeMap::clear);
         }

@@ -116,7 +116,8 @@ pub(crate) enum Heal {
     Cuts(Vec<(Peer, Peer)>),
     Weather,
     Disk(usize),
-    PowerOff { replica: usize, down: Us },
+    /// `life`: of the process when it was planned.
+    PowerOff { replica: usize, life: u32, down: Us },
 }
 
 /// A message on its own.

@@ -172,6 +172,10 @@ impl World {
             Purpose::Complete { lease: of, .. } | Purpose::Release(of) => stubborn || *of != lease,
             _ => true,
         });
+        let phase = self.agents[agent].held.get(&lease).map(|held| &held.phase);
+        if matches!(phase, Some(Phase::Running { .. } | Phase::Frozen { .. })) {
+            self.saw(Seen::JobsKilled);
+        }
         self.kill(agent, lease);
         self.start_jobs(agent);
     }
@@ -185,7 +189,6 @@ impl World {
             Phase::Running { .. } => {
                 held.phase = Phase::Dying;
                 held.turn += 1;
-                self.saw(Seen::JobsKilled);
                 self.later(agent, takes, AgentEvent::Gone { lease });
             }
             Phase::Dying => (),

@@ -29,7 +29,8 @@ impl World {
             return;
         }
         self.saw(Seen::MachineLost);
-        self.agent_is_gone(agent, self.dice.clone().chance(1, 3));
+        let told = self.dice.chance(1, 3);
+        self.agent_is_gone(agent, told);
         for lease in std::mem::take(&mut self.agents[agent].held).into_keys() {
             self.rests(agent, lease);
         }
