@@ -24,6 +24,9 @@ const LEASE: Us = LEASE_AGENT_MS * MS;
 /// How long an agent that leaves tries to give a lease back.
 const RELEASE_WAIT: Us = 3 * S;
 
+/// How long it asks the coordinators to take back what it has not started.
+const HAND_BACK_WAIT: Us = 10 * S;
+
 /// How long a frozen job is kept; shorter than the product's, so that it happens.
 const FROZEN_MAX: Us = 60 * S;
 
@@ -35,6 +38,9 @@ const SILENT_MAX: u32 = 4;
 
 /// From the notice until the machine is gone.
 const NOTICE: Us = 15 * S;
+
+/// Of that, what is kept for stopping what has not ended by itself.
+const RESERVE: Us = 5 * S;
 
 /// Where a lease stands at its agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,10 +199,8 @@ impl World {
                 self.rests(agent, lease);
                 self.let_go(agent, lease);
             }
-            AgentEvent::Taken => {
-                let down = self.agents[agent].back_after;
-                self.lose_machine(agent, down);
-            }
+            AgentEvent::Stop => self.stop_jobs(agent),
+            AgentEvent::Taken => self.leave(agent),
         }
     }
 
@@ -352,9 +356,9 @@ impl World {
     }
 
     fn offered(&mut self, agent: usize, lease: Lease) {
-        let decline = self.agents[agent].draining || self.dice.chance(1, 25);
+        let declines = self.dice.chance(1, 25);
         let this = &mut self.agents[agent];
-        if decline && !this.held.contains_key(&lease) {
+        if this.draining || (declines && !this.held.contains_key(&lease)) {
             return self.say(agent, Say::Decline(lease));
         }
         let phase = Phase::Waiting;
@@ -408,6 +412,7 @@ impl World {
                 self.let_go(agent, lease);
             }
             (Purpose::Release(lease), _) => self.let_go(agent, lease),
+            (Purpose::HandBack(leases), _) => self.handed_back(agent, leases),
             _ => (),
         }
     }

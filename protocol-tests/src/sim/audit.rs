@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use steading_core::{Effect, Job, JobStatus, Lease, Proposal, Rejection, State};
-use steading_model::{Conclusion, Incarnation, JobId, RunId, Timestamp, Work};
+use steading_model::{AgentId, Conclusion, Incarnation, JobId, RunId, Timestamp, Work};
 
 use super::tally::{Seen, Tally};
 
@@ -169,6 +169,11 @@ impl Audit {
             | Proposal::ClaimAction { lease, .. }
             | Proposal::RecordArtifact { lease, .. }
             | Proposal::ResolveClaim { lease, .. } => held(lease)?,
+            Proposal::HandBack { agent, incarnation, leases, .. } => {
+                for lease in leases {
+                    self.handed_back(before, (*agent, *incarnation), *lease)?;
+                }
+            }
             Proposal::RegisterAgent { .. } => {
                 self.tally.saw(Seen::Registered);
                 self.register(effects)?;
@@ -209,6 +214,33 @@ impl Audit {
             }
         }
         Ok(())
+    }
+
+    /// Whoever gives back what it has not started takes nothing away from the job, and can
+    /// give back only what it holds.
+    fn handed_back(
+        &mut self,
+        before: &State,
+        holder: (AgentId, Incarnation),
+        lease: Lease,
+    ) -> Result<(), String> {
+        let Some(was) = before.leased_job(lease) else { return Ok(()) };
+        let id = was.id;
+        let is = self.state.job(id).ok_or_else(|| format!("{id} was handed back and is gone"))?;
+        let held = matches!(was.status, JobStatus::Leased { agent, incarnation, .. }
+            if (agent, incarnation) == holder);
+        if !held {
+            return ensure(is == was, || {
+                format!("{id} was handed back by another than its holder")
+            });
+        }
+        self.tally.saw(Seen::HandedBack);
+        let retries = |job: &Job| (job.user_retries, job.infrastructure_retries);
+        ensure(retries(is) == retries(was), || format!("the way back of {id} was counted"))?;
+        let cancelled =
+            is.outcome().is_some_and(|outcome| outcome.conclusion == Conclusion::Cancelled);
+        let right = if before.is_cancelling(lease) { cancelled } else { is.is_queued() };
+        ensure(right, || format!("{id} was handed back, and is {:?}", is.status))
     }
 
     fn register(&mut self, effects: &[Effect]) -> Result<(), String> {

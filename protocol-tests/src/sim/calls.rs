@@ -20,7 +20,8 @@ pub(crate) enum Purpose {
     Release(Lease),
     Claim(Lease),
     Resolve,
-    Retire,
+    /// Of leases that were not started, by an agent whose machine is taken away.
+    HandBack(Vec<Lease>),
     /// `good`: nothing is wrong with it.
     Submit {
         id: String,
@@ -136,11 +137,12 @@ impl World {
 
     fn call_or_give_up(&mut self, who: Peer, call: Call) {
         if self.now <= call.until {
-            self.call(who, call);
-        } else if let Purpose::Release(lease) = call.purpose
-            && let Peer::Agent(agent) = who
-        {
-            self.let_go(agent, lease);
+            return self.call(who, call);
+        }
+        match (who, call.purpose) {
+            (Peer::Agent(agent), Purpose::Release(lease)) => self.let_go(agent, lease),
+            (Peer::Agent(agent), Purpose::HandBack(leases)) => self.handed_back(agent, leases),
+            _ => (),
         }
     }
 

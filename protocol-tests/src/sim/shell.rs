@@ -98,6 +98,20 @@ struct Session {
     known: BTreeSet<Lease>,
 }
 
+impl Session {
+    /// Unless the agent knows of it.
+    fn offer(&mut self, state: &State, lease: Lease, out: &mut Vec<Out>) {
+        if !self.known.insert(lease) {
+            return;
+        }
+        out.push(Out::Hear { conn: self.conn, hear: Hear::Offer(lease) });
+        // What was said of it before, the agent did not know what to do with.
+        if state.is_cancelling(lease) {
+            out.push(Out::Hear { conn: self.conn, hear: Hear::Cancel(lease) });
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Pending {
     Call {
@@ -302,11 +316,7 @@ impl Shell {
             leases.iter().copied().filter(|lease| view.state.is_cancelling(*lease)).collect();
         let hear = Hear::Welcome { leases: leases.clone(), cancelling };
         out.push(Out::Hear { conn, hear });
-        for lease in leases {
-            if session.known.insert(lease) {
-                out.push(Out::Hear { conn, hear: Hear::Offer(lease) });
-            }
-        }
+        leases.into_iter().for_each(|lease| session.offer(view.state, lease, out));
         self.dispatch = true;
         self.ask(agent);
     }
@@ -385,9 +395,8 @@ impl Shell {
                 let session = self.sessions.get_mut(&agent);
                 if let Some(session) = session.filter(|it| it.incarnation == incarnation)
                     && session.welcomed
-                    && session.known.insert(lease)
                 {
-                    out.push(Out::Hear { conn: session.conn, hear: Hear::Offer(lease) });
+                    session.offer(view.state, lease, out);
                 }
             }
             Effect::Revoke { agent, incarnation, lease } => {
@@ -422,7 +431,7 @@ impl Shell {
     ) {
         match self.pending.remove(&number) {
             Some(Pending::Call { from, call, proposal }) => {
-                self.call_answered(&proposal, &answer);
+                self.call_answered(view.state, &proposal, &answer);
                 let told = match answer {
                     Ok(effects) => Told::Done(effects),
                     Err(ProposeError::Rejected(rejection)) => Told::Rejected(rejection),
@@ -457,12 +466,16 @@ impl Shell {
         }
     }
 
-    fn call_answered(&mut self, proposal: &Proposal, answer: &Answer) {
+    fn call_answered(&mut self, state: &State, proposal: &Proposal, answer: &Answer) {
         match (proposal, answer) {
             (
                 Proposal::CompleteAttempt { lease, .. } | Proposal::ReleaseLease { lease, .. },
                 Ok(_),
             ) => self.book.ended(*lease),
+            (Proposal::HandBack { leases, .. }, Ok(_)) => {
+                let ended = leases.iter().filter(|lease| state.leased_job(**lease).is_none());
+                ended.for_each(|lease| self.book.ended(*lease));
+            }
             (
                 Proposal::CompleteAttempt { lease, outcome },
                 Err(ProposeError::Rejected(Rejection::LeaseStale)),

@@ -97,6 +97,7 @@ seen! {
     AgentPaused = "agents stopped for a while",
     MachinePaused = "machines of agents stopped for a while",
     Preempted = "machines of agents taken away after a notice",
+    HandedBack = "leases handed back before that",
 }
 
 /// Counts of everything that is [`Seen`].

@@ -106,6 +106,8 @@ pub(crate) enum AgentEvent {
     Gone {
         lease: Lease,
     },
+    /// It will be taken away soon: what runs is stopped.
+    Stop,
     /// The machine is taken away.
     Taken,
 }
@@ -117,7 +119,11 @@ pub(crate) enum Heal {
     Weather,
     Disk(usize),
     /// `life`: of the process when it was planned.
-    PowerOff { replica: usize, life: u32, down: Us },
+    PowerOff {
+        replica: usize,
+        life: u32,
+        down: Us,
+    },
 }
 
 /// A message on its own.

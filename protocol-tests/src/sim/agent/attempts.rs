@@ -228,17 +228,7 @@ impl World {
     pub(crate) fn let_go(&mut self, agent: usize, lease: Lease) {
         self.agents[agent].held.remove(&lease);
         self.start_jobs(agent);
-        let this = &self.agents[agent];
-        if this.draining && this.held.is_empty() && this.up {
-            self.retire(agent);
-        }
-    }
-
-    pub(crate) fn retire(&mut self, agent: usize) {
-        if let Some((id, incarnation)) = self.agents[agent].identity {
-            let proposal = Proposal::RetireAgent { agent: id, incarnation };
-            self.ask(Peer::Agent(agent), Purpose::Retire, proposal, self.now + RELEASE_WAIT);
-        }
+        self.leave_if_empty(agent);
     }
 
     pub(crate) fn claim(&mut self, agent: usize, lease: Lease) {

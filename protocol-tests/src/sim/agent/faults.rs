@@ -1,14 +1,14 @@
 //! What befalls agents and their machines.
 
-use steading_core::Lease;
+use steading_core::{Lease, Proposal};
 
-use super::{NOTICE, Phase};
+use super::{HAND_BACK_WAIT, Held, NOTICE, Phase, RESERVE};
+use crate::sim::calls::Purpose;
 use crate::sim::net::Peer;
-use crate::sim::queue::{S, Us};
+use crate::sim::queue::{MS, S, Us};
 use crate::sim::shell::Say;
 use crate::sim::tally::Seen;
 use crate::sim::world::{AgentEvent, Event, Packet, World};
-use steading_model::FailureClass;
 
 impl World {
     /// kill -9 of the agent: its supervisors notice, and kill.
@@ -30,6 +30,10 @@ impl World {
         }
         self.saw(Seen::MachineLost);
         let told = self.dice.chance(1, 3);
+        self.machine_goes(agent, told, down);
+    }
+
+    fn machine_goes(&mut self, agent: usize, told: bool, down: Us) {
         self.agent_is_gone(agent, told);
         for lease in std::mem::take(&mut self.agents[agent].held).into_keys() {
             self.rests(agent, lease);
@@ -102,8 +106,8 @@ impl World {
         }
     }
 
-    /// The machine will be taken away: unstarted leases go back at once, running ones as
-    /// soon as their processes are gone.
+    /// The machine will be taken away. What was not started goes back at once, in one call;
+    /// what runs may end by itself for a while.
     pub(crate) fn preempt(&mut self, agent: usize, down: Us) {
         let this = &mut self.agents[agent];
         if !this.up || this.draining || this.is_paused(self.now) {
@@ -112,21 +116,63 @@ impl World {
         this.draining = true;
         this.back_after = down;
         self.audit.tally.saw(Seen::Preempted);
-        let this = &self.agents[agent];
-        let leases: Vec<(Lease, Phase)> =
-            this.held.iter().map(|(lease, held)| (*lease, held.phase.clone())).collect();
         self.say(agent, Say::Drain);
-        for (lease, phase) in leases {
+        self.later(agent, NOTICE - RESERVE, AgentEvent::Stop);
+        self.later(agent, NOTICE, AgentEvent::Taken);
+        self.hand_back(agent);
+        self.leave_if_empty(agent);
+    }
+
+    /// Asks for it also where there is nothing to give: the coordinator is to know that the
+    /// agent leaves.
+    fn hand_back(&mut self, agent: usize) {
+        let this = &self.agents[agent];
+        let Some((id, incarnation)) = this.identity else { return };
+        let waits =
+            |(lease, held): (&Lease, &Held)| (held.phase == Phase::Waiting).then_some(*lease);
+        let leases: Vec<Lease> = this.held.iter().filter_map(waits).collect();
+        leases.iter().for_each(|lease| self.over(agent, *lease));
+        let proposal = Proposal::HandBack {
+            agent: id,
+            incarnation,
+            leases: leases.clone(),
+            window_ms: Some(NOTICE / MS),
+            preempted: true,
+        };
+        let until = self.now + HAND_BACK_WAIT;
+        self.ask(Peer::Agent(agent), Purpose::HandBack(leases), proposal, until);
+    }
+
+    /// Taken back, or nobody is there to take them: then they run out.
+    pub(crate) fn handed_back(&mut self, agent: usize, leases: Vec<Lease>) {
+        leases.into_iter().for_each(|lease| self.let_go(agent, lease));
+        self.leave_if_empty(agent);
+    }
+
+    /// TERM to all that has not ended by itself: given back once its processes are gone.
+    pub(crate) fn stop_jobs(&mut self, agent: usize) {
+        let leases: Vec<Lease> = self.agents[agent].held.keys().copied().collect();
+        for lease in leases {
+            let takes = self.dice.below(3 * S);
             if let Some(held) = self.agents[agent].held.get_mut(&lease) {
                 held.stop = true;
-            }
-            if phase == Phase::Waiting {
-                self.give_back(agent, lease, FailureClass::Preempted, false);
-            } else {
-                let takes = self.dice.below(3 * S);
                 self.end_soon(agent, lease, takes);
             }
         }
-        self.later(agent, NOTICE, AgentEvent::Taken);
+    }
+
+    /// An agent that leaves ends once it holds nothing and is asking for nothing.
+    pub(crate) fn leave_if_empty(&mut self, agent: usize) {
+        let this = &self.agents[agent];
+        let asks = this.calls.values().any(|call| matches!(call.purpose, Purpose::HandBack(_)));
+        if this.up && this.draining && this.held.is_empty() && !asks {
+            self.leave(agent);
+        }
+    }
+
+    /// The agent ends, and its machine goes.
+    pub(crate) fn leave(&mut self, agent: usize) {
+        let down = self.agents[agent].back_after;
+        self.machine_goes(agent, true, down);
     }
 }

@@ -97,4 +97,3 @@ impl World {
         self.audit.same(member.applied(), member.state())
     }
 }
-
