@@ -16,7 +16,7 @@ const SEEDS: u64 = 120;
 const STEPS: u64 = 2_500;
 
 /// Steps of all seeds that are enough for everything to have happened that is counted, …
-const WORLDS_FOR_EVERYTHING: u64 = 10_000_000;
+const STEPS_FOR_EVERYTHING: u64 = 10_000_000;
 
 /// … and what an ordinary run may have missed: a tally that is empty has shown nothing.
 const RARE_MAX: usize = 4;
@@ -66,7 +66,7 @@ fn no_seed_breaks_a_promise() {
     }
     let missing = tally.missing();
     println!("never happened: {missing:?}");
-    let rare = if seeds * steps >= WORLDS_FOR_EVERYTHING { 0 } else { RARE_MAX };
+    let rare = if seeds * steps >= STEPS_FOR_EVERYTHING { 0 } else { RARE_MAX };
     let enough = seeds >= SEEDS && steps >= STEPS;
     assert!(!enough || missing.len() <= rare, "never happened: {missing:?}");
 }

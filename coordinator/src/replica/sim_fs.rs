@@ -166,7 +166,8 @@ impl SimFs {
         self.disk().operations
     }
 
-    /// Faults so far that somebody was told of: failed syncs, writes to a full disk.
+    /// Faults so far that somebody was told of: syncs and writes that failed, and writes that
+    /// a full disk refused. Not what power cuts did.
     pub fn failures(&self) -> u64 {
         let losses = self.losses();
         losses.syncs_failed + losses.writes_failed + losses.writes_refused

@@ -85,8 +85,6 @@ pub struct Happened {
     pub reads: Vec<(u64, Result<(), ProposeError>)>,
     /// Of a leader's accepted proposals.
     pub effects: Vec<Effect>,
-    /// Leads from now on, with everything before applied.
-    pub leads: bool,
     pub applied: bool,
     /// The state was replaced by a snapshot's.
     pub installed: bool,
@@ -270,7 +268,6 @@ impl Member {
         let mut happened = Happened {
             letters: self.letters(output.messages),
             effects: output.effects,
-            leads: output.leads,
             applied: output.applied,
             installed: std::mem::take(&mut self.installed),
             installed_at_work: std::mem::take(&mut self.installed_at_work),

@@ -18,7 +18,7 @@ pub(crate) enum Purpose {
         success: bool,
     },
     Release(Lease),
-    Claim(Lease),
+    Claim,
     Resolve,
     /// Of leases that were not started, by an agent whose machine is taken away.
     HandBack(Vec<Lease>),

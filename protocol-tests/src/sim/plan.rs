@@ -7,9 +7,6 @@ use steading_coordinator::replica::sim_fs::Dice;
 use super::net::{Peer, Weather};
 use super::queue::{MS, S, Us};
 
-/// Whether replicas make images and snapshots, so that their logs begin anew.
-const SNAPSHOTS: bool = true;
-
 /// How a world is run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -146,7 +143,7 @@ pub(crate) enum Fault {
         room: u64,
         lasts: Us,
     },
-    /// The image is damaged while the replica is down.
+    /// The replica is killed, and its image is empty when it comes back.
     LoseImage {
         replica: usize,
     },
@@ -263,11 +260,6 @@ impl Plan {
             usual_us: [MS, 5 * MS, 30 * MS][dice.below(3) as usize],
         };
         let cadence = match dice.below(3) {
-            _ if !SNAPSHOTS => Cadence {
-                checkpoint_entries: u64::MAX,
-                checkpoint_ms: u64::MAX / 2,
-                snapshot_bytes: u64::MAX,
-            },
             0 => Cadence { checkpoint_entries: 5, checkpoint_ms: 2_000, snapshot_bytes: 3 << 10 },
             1 => Cadence { checkpoint_entries: 40, checkpoint_ms: 9_000, snapshot_bytes: 20 << 10 },
             _ => {

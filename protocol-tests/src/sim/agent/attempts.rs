@@ -235,7 +235,7 @@ impl World {
         let action = Digest { hash: [3; 32], size: self.dice.below(3) };
         let proposal = Proposal::ClaimAction { scope: dag::project(), action, lease };
         let until = self.now + 5 * S;
-        self.ask(Peer::Agent(agent), Purpose::Claim(lease), proposal, until);
+        self.ask(Peer::Agent(agent), Purpose::Claim, proposal, until);
     }
 
     pub(crate) fn resolve(&mut self, agent: usize, lease: Lease) {
