@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steading_core::Proposal;
+use steading_model::limits::ASSIGNMENTS_PER_PROPOSAL_MAX;
 use tokio_util::sync::CancellationToken;
 
 use crate::leadership::Leadership;
 use crate::leases::Leases;
 use crate::replica::{ProposeError, Replica};
 
-/// Most leases that one proposal ends.
-const LEASES_PER_PROPOSAL_MAX: usize = 1_000;
 /// Before the fate of a proposal is asked for again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -24,7 +23,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let sweep = async {
         loop {
-            let (term, overdue) = leases.overdue(LEASES_PER_PROPOSAL_MAX).await;
+            let (term, overdue) = leases.overdue(ASSIGNMENTS_PER_PROPOSAL_MAX).await;
             let standing = leadership.standing();
             // A leader in between may have renewed them.
             if !standing.leads || standing.term != term {
