@@ -28,6 +28,8 @@ pub(crate) struct Log {
     snapshot: Option<(Position, ConfState)>,
     /// A member needs a snapshot that is not there.
     wanted: Cell<bool>,
+    /// Bytes of entries that stay in memory for members that lag.
+    lagging_bytes_max: u64,
 }
 
 impl Log {
@@ -62,6 +64,7 @@ impl Log {
             conf_state,
             snapshot: None,
             wanted: Cell::new(false),
+            lagging_bytes_max: LAGGING_BYTES_MAX,
         };
         log.forget(applied.index, LAGGING_BYTES_MAX);
         log
@@ -163,9 +166,15 @@ impl Log {
     pub(crate) fn compact(&mut self, position: Position, conf_state: ConfState, alone: bool) {
         let behind = |entry: &&Entry| entry.index > position.index;
         self.bytes = self.entries.iter().filter(behind).map(bytes_of).sum();
-        self.forget(position.index, if alone { 0 } else { LAGGING_BYTES_MAX });
+        self.forget(position.index, if alone { 0 } else { self.lagging_bytes_max });
         self.snapshot = Some((position, conf_state));
         self.wanted.set(false);
+    }
+
+    /// Keeps so few entries for members that lag that a small log makes them need snapshots.
+    #[cfg(feature = "testkit")]
+    pub(crate) const fn keep_for_lagging(&mut self, bytes: u64) {
+        self.lagging_bytes_max = bytes;
     }
 
     /// Forgets entries in memory up to `index`, but for the last `keep` bytes of them.

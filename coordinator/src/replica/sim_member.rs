@@ -30,6 +30,10 @@ use super::wal::Position;
 /// product's own line may be, they go with the others, once all is written.
 const EARLY_MAX: usize = 4;
 
+/// Bytes of entries that a member keeps in memory for others that lag: some dozen entries,
+/// so that those that stood still or were cut off for a while are given snapshots.
+const LAGGING_BYTES: u64 = 4 << 10;
+
 /// A message to another member, and the snapshot that it speaks of.
 #[derive(Clone, Debug)]
 pub struct Letter {
@@ -161,6 +165,7 @@ impl Member {
             installed: false,
             installed_at_work: false,
         };
+        member.node.raw().mut_store().keep_for_lagging(LAGGING_BYTES);
         member.draw_election();
         Ok(member)
     }

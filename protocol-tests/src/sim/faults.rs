@@ -233,6 +233,7 @@ impl World {
                 host.fs.set_faults(Faults::default());
             }
             host.fs.calm();
+            host.kept_at = 0;
             if host.busy_until > self.now {
                 host.busy_until = self.now;
                 let life = host.life;

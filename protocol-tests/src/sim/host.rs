@@ -28,7 +28,7 @@ const ROUNDS_MAX: usize = 8;
 const GROUP_TICKS: u32 = 4;
 
 /// What the keeper takes for something, ticks: one of these at most.
-const KEEPER_TICKS: [u64; 3] = [1, 10, 80];
+const KEEPER_TICKS: [u64; 3] = [1, 20, 600];
 
 /// Most ticks that are made up for after a standstill, as the replica's thread has it.
 const TICKS_CAUGHT_UP_MAX: u32 = 4;
@@ -87,7 +87,7 @@ pub(crate) struct Host {
     ticks_missed: u32,
     ticks: u32,
     /// The tick at which the keeper is done with what it is at.
-    kept_at: u32,
+    pub(crate) kept_at: u32,
     pub(crate) shell: Shell,
     pub(crate) sync_us: Us,
     operations: u64,
@@ -292,6 +292,7 @@ impl World {
                 // Under load, too. It takes its time, in which anything may come.
                 if host.ticks >= host.kept_at && member.keep(now / MS) {
                     let ticks_max = KEEPER_TICKS[self.dice.below(3) as usize];
+                    let ticks_max = if self.stormy { ticks_max } else { 1 };
                     host.kept_at = host.ticks + 1 + self.dice.below(ticks_max) as u32;
                 }
                 if host.ticks.is_multiple_of(GROUP_TICKS)
