@@ -12,7 +12,7 @@ use steading_protocol_tests::sim::{
 
 /// Seeds and steps of an ordinary test run; `STEADING_SIM_SEEDS`, `STEADING_SIM_STEPS`
 /// and `STEADING_SIM_FIRST` ask for others.
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 300;
 const STEPS: u64 = 2_500;
 
 /// Steps of all seeds that are enough for everything to have happened that is counted, …
@@ -20,7 +20,7 @@ const STEPS_FOR_EVERYTHING: u64 = 10_000_000;
 
 /// … and what an ordinary run may have missed: a tally that is empty has shown nothing, but
 /// its worlds are short, and some of what is counted needs long ones.
-const RARE_MAX: usize = 6;
+const RARE_MAX: usize = 4;
 
 /// Steps in which a bug has to show.
 const BUG_STEPS: u64 = 6_000;
