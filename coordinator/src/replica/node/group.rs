@@ -134,20 +134,6 @@ impl Node {
             raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
             raft.election_elapsed = raft.election_elapsed.min(ELECTION_TICKS + 1);
         }
-        self.leave_joint();
-    }
-
-    /// Raft leaves a joint membership by itself where it was asked to, unless leadership
-    /// moves at the wrong moment.
-    fn leave_joint(&mut self) {
-        let state = self.raw.store().conf_state();
-        let stuck = state.auto_leave && !self.raw.raft.has_pending_conf();
-        if self.leads != 0
-            && stuck
-            && let Err(error) = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default())
-        {
-            tracing::debug!(%error, "the joint membership is not left yet");
-        }
     }
 
     /// Hears a message of another member. What makes no sense is dropped: Raft says all

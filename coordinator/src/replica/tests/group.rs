@@ -35,6 +35,7 @@ async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
     }
     // Both at once: never two voters.
     first.change_membership(make_voters(&[2, 3])).await.unwrap();
+    first.change_membership(ConfChangeV2::default()).await.unwrap();
     for id in [1, 2, 3] {
         let mut members = group.replica(id).membership_changes();
         members.wait_for(|now| now.voters == [1, 2, 3] && !now.is_joint()).await.unwrap();
@@ -256,7 +257,11 @@ fn make_voters(ids: &[u64]) -> ConfChangeV2 {
 
 fn change(ids: &[u64], kind: ConfChangeType) -> ConfChangeV2 {
     let mut all = ConfChangeV2::default();
-    all.set_transition(ConfChangeTransition::Auto);
+    // Of one change it is a simple one, of several a joint one that is ended by the empty one.
+    all.set_transition(match ids {
+        [_] => ConfChangeTransition::Auto,
+        _ => ConfChangeTransition::Explicit,
+    });
     for id in ids {
         let mut one = ConfChangeSingle::default();
         one.set_change_type(kind);

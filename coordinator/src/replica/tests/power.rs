@@ -120,6 +120,7 @@ impl Story {
             16..=45 => self.deliver(),
             46..=53 => self.propose(id),
             54 => self.change(id),
+            63 => self.end_change(id),
             55..=57 => self.keep(id),
             58 => self.members[&id].fs.cut_power_after(self.dice.below(60)),
             59 if self.dice.chance(1, 3) => self.power_cycle(id),
@@ -276,7 +277,7 @@ impl Story {
             ConfChangeType::AddNode,
         ];
         let mut change = ConfChangeV2::default();
-        change.set_transition(ConfChangeTransition::Implicit);
+        change.set_transition(ConfChangeTransition::Explicit);
         for (place, node_id) in [one, two].into_iter().enumerate() {
             let mut single = ConfChangeSingle::default();
             single.set_change_type(kinds[self.dice.below(4) as usize]);
@@ -285,8 +286,24 @@ impl Story {
                 change.mut_changes().push(single);
             }
         }
+        self.propose_change(id, change);
+    }
+
+    fn end_change(&mut self, id: u64) {
+        let node = self.members[&id].live.as_ref().map(|(node, _)| node);
+        if node.is_some_and(|node| node.membership().is_joint()) {
+            self.propose_change(id, ConfChangeV2::default());
+        }
+    }
+
+    /// The change, or where the last one is half done, the end of that.
+    fn propose_change(&mut self, id: u64, change: ConfChangeV2) {
         let (ended, _) = oneshot::channel();
-        self.with(id, |node, output| node.change_members(&change, ended, output));
+        self.with(id, |node, output| {
+            let change =
+                if node.membership().is_joint() { ConfChangeV2::default() } else { change };
+            node.change_members(&change, ended, output);
+        });
     }
 
     fn keep(&mut self, id: u64) {
