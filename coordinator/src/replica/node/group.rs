@@ -330,6 +330,7 @@ impl Node {
             Ok(state) => {
                 self.raw.mut_store().set_conf_state(state);
                 output.members = true;
+                self.step_down_if_out(output);
                 true
             }
             Err(error) => {
@@ -339,6 +340,18 @@ impl Node {
         };
         self.change_ended(entry.index, entry.term, changed, output);
         Ok(())
+    }
+
+    /// Who was elected in the middle of a change may find its own end in the log. Raft lets
+    /// it lead on, and panics with the next acknowledgement.
+    fn step_down_if_out(&mut self, output: &mut Output) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            tracing::info!(term = raft.term, "this replica votes no longer, and leads no longer");
+            // As leader it says yet what is committed. As follower it would have nothing to say.
+            output.messages.append(&mut raft.msgs);
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
     }
 
     /// The entry at this index is applied. Raft puts an empty one in the place of a change

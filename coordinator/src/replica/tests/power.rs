@@ -1,6 +1,8 @@
 //! A group on disks that lose power, over a network that loses, delays and reorders:
 //! what was acknowledged stays, and all replicas agree. Deterministic for a seed.
 
+mod leaving;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -89,6 +91,15 @@ struct Story {
 
 impl Story {
     fn run(seed: u64, steps: u32) -> Self {
+        let mut story = Self::begin(seed);
+        for _ in 0..steps {
+            story.step();
+        }
+        story.settle();
+        story
+    }
+
+    fn begin(seed: u64) -> Self {
         let members = (1..=4).map(|id| (id, Member::default())).collect();
         let mut story = Self {
             seed,
@@ -106,10 +117,6 @@ impl Story {
         for id in 1..=4 {
             story.start(id);
         }
-        for _ in 0..steps {
-            story.step();
-        }
-        story.settle();
         story
     }
 
@@ -272,21 +279,13 @@ impl Story {
         let two = 1 + self.dice.below(4);
         let kinds = [
             ConfChangeType::AddLearnerNode,
-            ConfChangeType::AddNode,
+            ConfChangeType::RemoveNode,
             ConfChangeType::AddNode,
             ConfChangeType::AddNode,
         ];
-        let mut change = ConfChangeV2::default();
-        change.set_transition(ConfChangeTransition::Explicit);
-        for (place, node_id) in [one, two].into_iter().enumerate() {
-            let mut single = ConfChangeSingle::default();
-            single.set_change_type(kinds[self.dice.below(4) as usize]);
-            single.node_id = node_id;
-            if place == 0 || one != two {
-                change.mut_changes().push(single);
-            }
-        }
-        self.propose_change(id, change);
+        let [first, second] = [one, two].map(|id| (id, kinds[self.dice.below(4) as usize]));
+        let both = [first, second];
+        self.propose_change(id, changes(if one == two { &both[..1] } else { &both }));
     }
 
     fn end_change(&mut self, id: u64) {
@@ -410,6 +409,8 @@ impl Story {
         self.network.extend(output.messages);
         let status = node.status();
         let mut group = status.membership;
+        let votes = group.votes(id) || group.voters_outgoing.contains(&id);
+        assert!(!status.standing.leads || votes, "seed {}: {id} leads {group:?}", self.seed);
         // In no order.
         group.voters.sort_unstable();
         group.voters_outgoing.sort_unstable();
@@ -435,6 +436,19 @@ impl Story {
             Err(oneshot::error::TryRecvError::Empty) => true,
         });
     }
+}
+
+/// A change that goes through a joint membership, which stays until another one ends it.
+fn changes(all: &[(u64, ConfChangeType)]) -> ConfChangeV2 {
+    let mut change = ConfChangeV2::default();
+    change.set_transition(ConfChangeTransition::Explicit);
+    for (id, kind) in all {
+        let mut single = ConfChangeSingle::default();
+        single.set_change_type(*kind);
+        single.node_id = *id;
+        change.mut_changes().push(single);
+    }
+    change
 }
 
 fn receive(fs: &SimFs, bytes: &[u8], at: Position) -> Option<Staged> {
