@@ -4,37 +4,23 @@ use std::time::Instant;
 
 use serde_json::Value;
 use steading_protocol_tests::cluster::Cluster;
-use steading_protocol_tests::farm::{wait_for, wait_for_lines};
+use steading_protocol_tests::farm::wait_for;
+use steading_protocol_tests::jobs::LongJobs;
 
 const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
-
-/// Says where it started, and goes on until `go` is there.
-const LONG_JOB: &str = r#"on: push
-jobs:
-  long:
-    runs-on: ubuntu-latest
-    steps:
-      - run: |
-          echo "$RUNNER_NAME" >> "DIR/started"
-          while [ ! -e "DIR/go" ]; do sleep 0.2; done
-"#;
 
 #[test]
 fn a_removed_agent_gives_back_its_job_and_is_never_let_in_again() {
     let farm = Cluster::without_agents(STEAD, 1);
     let removed = farm.start_agent("a0", 1, &[]);
-    let dir = farm.farm().dir().to_owned();
-    farm.farm().shared_file("started");
-    let pipeline = LONG_JOB.replace("DIR", &dir.display().to_string());
-    let run = farm.submit(&farm.farm().project("long", &pipeline, &[]));
-    let watch = farm.watch(&run);
-    assert_eq!(wait_for_lines(&dir.join("started"), 1), ["a0"]);
+    let jobs = LongJobs::start(&farm, 1);
     let _other = farm.start_agent("a1", 1, &[]);
 
     let asked = Instant::now();
     let out = farm.output(&["agent", "remove", "a0"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    assert_eq!(wait_for_lines(&dir.join("started"), 2), ["a0", "a1"]);
+    let agents: Vec<String> = jobs.started(2).into_iter().map(|job| job.agent).collect();
+    assert_eq!(agents, ["a0", "a1"]);
     println!("its job started elsewhere {:?} after it was removed", asked.elapsed());
     wait_for("it to hold nothing", || {
         let agents = farm.stead(&["agents", "--json"]);
@@ -55,9 +41,7 @@ fn a_removed_agent_gives_back_its_job_and_is_never_let_in_again() {
         wait_for(&format!("it to be refused {data}"), || !again.is_running());
         let said = farm.farm().log("a0")[before..].to_owned();
         assert!(said.contains(why), "{data}: {said}");
-        let _ = std::fs::remove_dir_all(dir.join("a0/identity"));
+        let _ = std::fs::remove_dir_all(farm.farm().dir().join("a0/identity"));
     }
-    std::fs::write(dir.join("go"), "").expect("let the job end");
-    let (code, summary) = watch.finish();
-    assert_eq!(code, Some(0), "{summary}\n{}", farm.logs());
+    jobs.finish_after(&farm, agents.len());
 }

@@ -57,15 +57,7 @@ impl State {
         self.present().all(|replica| replica.level == self.feature_level())
     }
 
-    /// A replica came, changed or went. What it hashed before, or sent to others, may be of
-    /// another version.
-    pub(crate) fn replicas_changed(&mut self, was_of_one_version: bool) {
-        if !was_of_one_version && self.is_of_one_version() {
-            self.begin_chain();
-        }
-    }
-
-    const fn begin_chain(&mut self) {
+    pub(crate) const fn begin_chain(&mut self) {
         (self.meta.chain, self.meta.chain_from) = ([0; 32], self.meta.applied);
     }
 

@@ -138,7 +138,10 @@ impl State {
         let was_of_one_version = self.is_of_one_version();
         let id = row.id;
         self.replicas.set(&id, Some(Arc::new(row)));
-        self.replicas_changed(was_of_one_version);
+        // What the last one of another version hashed, or sent to others, is not comparable.
+        if !was_of_one_version && self.is_of_one_version() {
+            self.begin_chain();
+        }
     }
 
     fn put_replica(

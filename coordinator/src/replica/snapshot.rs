@@ -235,6 +235,11 @@ pub(crate) fn prune(
                     older = Some(at);
                     continue;
                 }
+                // It may be whole, and may be read the next time.
+                Err(error @ SnapshotError::Io { .. }) => {
+                    tracing::warn!(path = %path.display(), %error, "a snapshot is not relied on");
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "snapshot rotted, it is removed");
                 }

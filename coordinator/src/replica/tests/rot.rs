@@ -9,7 +9,7 @@ use crate::replica::membership::Membership;
 use crate::replica::open::{StartError, read_snapshot};
 use crate::replica::sim_fs::SimFs;
 use crate::replica::snapshot::{self, Header};
-use crate::replica::vfs::Vfs as _;
+use crate::replica::vfs::{RealFs, Vfs as _};
 use crate::replica::wal::{Position, Promise, Recovered};
 
 /// The log is cut up to the older of two snapshots, so that has to be whole.
@@ -29,6 +29,21 @@ fn a_snapshot_that_rotted_is_not_what_the_log_reaches_back_to() {
     rot(&fs, &dir().join(format!("{:016}-{:08}.snap", 11, 1)));
     assert_eq!(snapshot::prune(&fs, dir(), at(13)).unwrap(), None, "then the log is not cut");
     assert_eq!(kept(&fs), [13]);
+}
+
+/// It may be whole: the log is not cut up to it now, and it stays.
+#[test]
+fn a_snapshot_that_cannot_be_read_now_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::default();
+    let (membership, chain) = (Membership::single(1), state.chain());
+    let header = Header { at: at(9), membership, chain, hashed_by: 1 };
+    snapshot::write(&RealFs, dir.path(), &header, &state).unwrap();
+    // Opened, and then refused: as by a disk that fails.
+    let unreadable = dir.path().join(format!("{:016}-{:08}.snap", 5, 1));
+    std::fs::create_dir(&unreadable).unwrap();
+    assert_eq!(snapshot::prune(&RealFs, dir.path(), at(9)).unwrap(), None);
+    assert!(unreadable.exists());
 }
 
 /// The founder's log begins where nothing was yet. Another's begins there by mistake only,
