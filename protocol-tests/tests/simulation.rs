@@ -87,12 +87,12 @@ fn a_seed_replays_exactly() {
 
 #[test]
 fn an_acknowledgement_before_fdatasync_is_found() {
-    check_found(Mutation::AcknowledgeBeforeSync, 120);
+    check_found(Mutation::AcknowledgeBeforeSync, 60);
 }
 
 #[test]
 fn a_skipped_epoch_check_is_found() {
-    check_found(Mutation::SkipEpochCheck, 160);
+    check_found(Mutation::SkipEpochCheck, 80);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_stale_leader_that_renews_is_found() {
 
 #[test]
 fn a_run_that_is_planned_twice_is_found() {
-    check_found(Mutation::PlanTwice, 240);
+    check_found(Mutation::PlanTwice, 80);
 }
 
 /// The bug breaks a promise in several of so many seeds, and without it the same seeds
