@@ -114,7 +114,6 @@ pub struct Member {
     /// Of the elections' chances: Raft's own are not replayed.
     seed: u64,
     ticks: u64,
-    election_ticks: usize,
     /// What a snapshot made it stop for.
     failed: Option<ReplicaError>,
     /// A change of the members that it waits for.
@@ -159,7 +158,6 @@ impl Member {
             reads: VecDeque::new(),
             seed,
             ticks: 0,
-            election_ticks: ELECTION_TICKS,
             failed: None,
             change: None,
             installed: false,
@@ -373,16 +371,12 @@ impl Member {
     /// Raft draws a new timeout whenever it resets its elections; from the seed, so that it
     /// is replayed.
     fn draw_election(&mut self) {
-        let ticks = self.ticks;
-        let seed = self.seed;
-        let raft = &mut self.node.raw().raft;
-        if raft.election_elapsed == 0 {
-            let mixed = (seed ^ ticks.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ raft.term << 32)
-                .wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            self.election_ticks = ELECTION_TICKS + (mixed >> 33) as usize % ELECTION_TICKS;
-        }
-        let ticks = self.election_ticks;
-        self.node.raw().raft.set_randomized_election_timeout(ticks);
+        let mixed = (self.seed
+            ^ self.ticks.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ self.node.standing().term << 32)
+            .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let ticks = ELECTION_TICKS + (mixed >> 33) as usize % ELECTION_TICKS;
+        self.node.set_election_timeout(ticks);
     }
 }
 

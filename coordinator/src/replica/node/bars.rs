@@ -1,10 +1,16 @@
 //! Why a replica had better not lead.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
+
 use super::TICK_MS;
 
 /// How long a group without a leader waits for one whose disk has room, ticks: then one that
 /// has little is better than none.
 const LEADERLESS_TICKS_MAX: u64 = 2_000 / TICK_MS;
+
+/// How long a leader on a full disk that has offered its lead to everybody, and was left with
+/// it, keeps it before it asks again, ticks: while an offer is open, nothing is proposed.
+const REFUSED_TICKS: u64 = 8_000 / TICK_MS;
 
 /// A reason not to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +19,17 @@ pub enum Bar {
     Clock,
     /// The disk is nearly full.
     Disk,
+}
+
+/// What to do about an election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// As everybody does.
+    Freely,
+    /// Not yet.
+    HoldBack,
+    /// From now on, but not in step with others that held back for as long.
+    NowOrLater,
 }
 
 /// The reasons that there are.
@@ -24,6 +41,8 @@ pub(super) struct Bars {
     leaderless: u64,
     /// To whom leadership was offered last.
     offered: Option<u64>,
+    /// The tick before which it is not offered again.
+    next_offer: u64,
 }
 
 impl Bars {
@@ -38,16 +57,26 @@ impl Bars {
         self.clock || self.disk
     }
 
-    /// Whether it must not stand for election. Asked once a tick.
-    pub(super) const fn hold_back(&mut self, leaderless: bool) -> bool {
+    /// Whether it may stand for election. Asked once a tick.
+    pub(super) fn stand(&mut self, leaderless: bool) -> Stand {
         self.leaderless = if leaderless { self.leaderless + 1 } else { 0 };
-        self.clock || (self.disk && self.leaderless < LEADERLESS_TICKS_MAX)
+        match (self.clock, self.disk, self.leaderless.cmp(&LEADERLESS_TICKS_MAX)) {
+            (true, ..) | (_, true, Less) => Stand::HoldBack,
+            (_, true, Equal) => Stand::NowOrLater,
+            (_, false, _) | (.., Greater) => Stand::Freely,
+        }
     }
 
     /// To whom a leader offers its leadership next: to all of them in turn.
-    pub(super) fn next_of(&mut self, others: &[u64]) -> Option<u64> {
+    pub(super) fn next_of(&mut self, others: &[u64], tick: u64) -> Option<u64> {
+        if tick < self.next_offer || others.is_empty() {
+            return None;
+        }
         let last = self.offered.and_then(|last| others.iter().position(|id| *id == last));
         let next = last.map_or(0, |last| (last + 1) % others.len());
+        if next + 1 == others.len() {
+            self.next_offer = tick + REFUSED_TICKS;
+        }
         self.offered = others.get(next).copied();
         self.offered
     }
@@ -59,29 +88,40 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_better_than_no_leader_and_a_wrong_clock_is_not() {
-        let holds_back_for = |why| {
+        let asked = |why| {
             let mut bars = Bars::default();
             bars.set(why, true);
-            (0..10 * LEADERLESS_TICKS_MAX).take_while(|_| bars.hold_back(true)).count() as u64
+            (0..10 * LEADERLESS_TICKS_MAX).map(|_| bars.stand(true)).collect::<Vec<_>>()
         };
-        assert_eq!(holds_back_for(Bar::Disk), LEADERLESS_TICKS_MAX - 1);
-        assert_eq!(holds_back_for(Bar::Clock), 10 * LEADERLESS_TICKS_MAX);
+        let full = asked(Bar::Disk);
+        let patience = LEADERLESS_TICKS_MAX as usize - 1;
+        assert!(full[..patience].iter().all(|stand| *stand == Stand::HoldBack));
+        assert_eq!(full[patience], Stand::NowOrLater);
+        assert!(full[patience + 1..].iter().all(|stand| *stand == Stand::Freely));
+        assert!(asked(Bar::Clock).iter().all(|stand| *stand == Stand::HoldBack));
         let mut bars = Bars::default();
         bars.set(Bar::Disk, true);
-        assert!((0..10 * LEADERLESS_TICKS_MAX).all(|_| bars.hold_back(false)), "somebody leads");
+        let mut led = (0..10 * LEADERLESS_TICKS_MAX).map(|_| bars.stand(false));
+        assert!(led.all(|stand| stand == Stand::HoldBack), "somebody leads");
         // One reason does not lift the other.
         bars.set(Bar::Clock, false);
-        assert!(bars.any());
+        assert_eq!(bars.stand(true), Stand::HoldBack);
         bars.set(Bar::Disk, false);
-        assert!(!bars.any() && !bars.hold_back(true));
+        assert!(!bars.any() && bars.stand(true) == Stand::Freely);
     }
 
     #[test]
-    fn leadership_is_offered_to_all_in_turn() {
+    fn leadership_is_offered_to_all_in_turn_and_then_kept_for_a_while() {
         let mut bars = Bars::default();
-        let offers: Vec<_> = (0..5).map(|_| bars.next_of(&[3, 1, 2])).collect();
-        assert_eq!(offers, [Some(3), Some(1), Some(2), Some(3), Some(1)]);
-        assert_eq!(bars.next_of(&[1]), Some(1));
-        assert_eq!(bars.next_of(&[]), None);
+        let offers = |bars: &mut Bars, ids: &[u64], ticks: std::ops::Range<u64>| {
+            ticks.filter_map(|tick| Some((tick, bars.next_of(ids, tick)?))).collect::<Vec<_>>()
+        };
+        let round = |at| vec![(at, 3), (at + 1, 1), (at + 2, 2)];
+        let second = 2 + REFUSED_TICKS;
+        assert_eq!(offers(&mut bars, &[3, 1, 2], 0..second), round(0));
+        assert_eq!(offers(&mut bars, &[3, 1, 2], second..2 * REFUSED_TICKS), round(second));
+        let third = second + 2 + REFUSED_TICKS;
+        assert_eq!(offers(&mut bars, &[1], third..third + 2), [(third, 1)]);
+        assert_eq!(bars.next_of(&[], u64::MAX), None);
     }
 }

@@ -17,6 +17,7 @@ use super::super::ProposeError;
 use super::super::membership::Membership;
 use super::super::snapshot::Header;
 use super::super::wal::Position;
+use super::bars::Stand;
 use super::{Bar, Chains, ELECTION_TICKS, Node, Output, ReplicaError};
 
 /// Is told how a change of the members ended.
@@ -85,10 +86,13 @@ impl Node {
         self.membership().is_alone(self.raw.raft.id)
     }
 
-    /// Raft draws it at random, which no test could repeat.
-    #[cfg(test)]
+    /// The election timeout in ticks, where Raft has just drawn a new one: at random, which
+    /// nobody could repeat.
+    #[cfg(any(test, feature = "testkit"))]
     pub(crate) fn set_election_timeout(&mut self, ticks: usize) {
-        self.raw.raft.set_randomized_election_timeout(ticks);
+        if self.raw.raft.election_elapsed == 0 {
+            self.raw.raft.set_randomized_election_timeout(ticks);
+        }
     }
 
     pub(crate) fn membership(&self) -> Membership {
@@ -127,12 +131,21 @@ impl Node {
         self.ticks += 1;
         self.raw.tick();
         let raft = &mut self.raw.raft;
-        let leaderless = raft.election_elapsed > ELECTION_TICKS;
-        if raft.state != StateRole::Leader && self.bars.hold_back(leaderless) {
-            // Patient, but not so that it would refuse others their votes: between the
-            // shortest election timeout and its own.
-            raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
-            raft.election_elapsed = raft.election_elapsed.min(ELECTION_TICKS + 1);
+        // Who stands for election himself begins to count anew, and has no leader either.
+        let leaderless =
+            raft.leader_id == raft::INVALID_ID || raft.election_elapsed > ELECTION_TICKS;
+        match self.bars.stand(leaderless) {
+            Stand::HoldBack if raft.state != StateRole::Leader => {
+                // Patient, but not so that it would refuse others their votes: between the
+                // shortest election timeout and its own.
+                raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
+                raft.election_elapsed = raft.election_elapsed.min(ELECTION_TICKS + 1);
+            }
+            Stand::NowOrLater => {
+                let turn = raft.id % (ELECTION_TICKS as u64 - 2);
+                raft.set_randomized_election_timeout(ELECTION_TICKS + 2 + turn as usize);
+            }
+            Stand::HoldBack | Stand::Freely => (),
         }
     }
 
@@ -263,7 +276,7 @@ impl Node {
             return;
         }
         let others = self.successors();
-        if let Some(to) = self.bars.next_of(&others) {
+        if let Some(to) = self.bars.next_of(&others, self.ticks) {
             self.transfer(Some(to));
         }
     }

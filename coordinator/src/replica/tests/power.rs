@@ -1,6 +1,7 @@
 //! A group on disks that lose power, over a network that loses, delays and reorders:
 //! what was acknowledged stays, and all replicas agree. Deterministic for a seed.
 
+mod full;
 mod leaving;
 
 use std::collections::{BTreeMap, BTreeSet};

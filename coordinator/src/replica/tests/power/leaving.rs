@@ -29,11 +29,11 @@ fn a_leader_that_is_out_of_the_group_steps_down() {
 }
 
 impl Story {
-    /// Lets time pass, and everything arrive, until this holds.
-    fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
-        for _ in 0..3000 {
+    /// Lets time pass, and everything arrive, until this holds; after how many ticks.
+    pub(super) fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) -> u32 {
+        for ticks in 0..3000 {
             if holds(self) {
-                return;
+                return ticks;
             }
             self.tick();
             while !self.network.is_empty() {
@@ -44,12 +44,12 @@ impl Story {
         panic!("waited for {what}");
     }
 
-    fn leads(&self, id: u64) -> bool {
+    pub(super) fn leads(&self, id: u64) -> bool {
         let live = self.members[&id].live.as_ref();
         live.is_some_and(|(node, _)| node.standing().leads)
     }
 
-    fn all_have(&self, ids: &[u64], wanted: impl Fn(&Membership) -> bool) -> bool {
+    pub(super) fn all_have(&self, ids: &[u64], wanted: impl Fn(&Membership) -> bool) -> bool {
         let live = |id: &u64| self.members[id].live.as_ref();
         ids.iter().all(|id| live(id).is_some_and(|(node, _)| wanted(&node.membership())))
     }
