@@ -19,7 +19,7 @@ pub use super::identity::Joined;
 use super::ProposeError;
 use super::image::ImageStore;
 use super::keeper::{Job, Keeper};
-use super::node::{ELECTION_TICKS, Node, Output, ReplicaError, Staged};
+use super::node::{Bar, ELECTION_TICKS, Node, Output, ReplicaError, Staged};
 use super::open::{Opened, Place, StartError, open};
 use super::sim_fs::Dice;
 use super::snapshot::{self, SnapshotError};
@@ -366,6 +366,11 @@ impl Member {
     /// Whether it takes itself for the leader.
     pub fn is_leader(&mut self) -> bool {
         self.node.raw().raft.state == StateRole::Leader
+    }
+
+    /// Whether its disk is nearly full, so that it had better not lead.
+    pub fn bar_disk(&mut self, full: bool) {
+        self.node.bar(Bar::Disk, full && !self.node.is_alone());
     }
 
     /// Raft draws a new timeout whenever it resets its elections; from the seed, so that it

@@ -145,6 +145,14 @@ impl World {
                 fs.set_faults(Faults { capacity, ..Faults::default() });
                 self.queue.push(self.now + lasts, Event::Heal(Heal::Disk(replica)));
             }
+            Fault::LowDisk { replica, all, lasts } => {
+                self.saw(if all { Seen::AllLow } else { Seen::DiskLow });
+                let low = if all { there } else { vec![replica] };
+                low.iter().for_each(|replica| self.hosts[*replica].is_low = true);
+                if let Some(lasts) = lasts {
+                    self.queue.push(self.now + lasts, Event::Heal(Heal::Room(low)));
+                }
+            }
             Fault::LoseImage { replica } => {
                 self.saw(Seen::ImageLost);
                 self.crash(replica, S);
@@ -210,6 +218,9 @@ impl World {
             Heal::Disk(replica) => {
                 self.hosts[replica].sync_us = self.plan.disk_us;
                 self.hosts[replica].fs.set_faults(Faults::default());
+            }
+            Heal::Room(low) => {
+                low.into_iter().for_each(|replica| self.hosts[replica].is_low = false);
             }
             Heal::PowerOff { replica, life, down } => {
                 let host = &self.hosts[replica];

@@ -27,6 +27,9 @@ const ROUNDS_MAX: usize = 8;
 /// Ticks between two looks at the group.
 const GROUP_TICKS: u32 = 4;
 
+/// Ticks between two looks at the room on its disk.
+const DISK_TICKS: u32 = 20;
+
 /// What the keeper takes for something, ticks: one of these at most.
 const KEEPER_TICKS: [u64; 3] = [1, 20, 600];
 
@@ -69,6 +72,8 @@ pub(crate) struct Host {
     pub(crate) flipped: Option<u64>,
     /// The snapshot in which one flipped. It may be there for long, with nobody needing it.
     pub(crate) rotten: Option<PathBuf>,
+    /// Its disk is nearly full.
+    pub(crate) is_low: bool,
     /// Its own questions to the leader.
     pub(crate) calls: BTreeMap<u64, Call>,
     pub(crate) target: usize,
@@ -110,6 +115,7 @@ impl Host {
             leaves: false,
             flipped: None,
             rotten: None,
+            is_low: false,
             calls: BTreeMap::new(),
             target: 0,
             fs: SimFs::new(),
@@ -295,6 +301,9 @@ impl World {
                     let ticks_max = if self.stormy { ticks_max } else { 1 };
                     host.kept_at = host.ticks + 1 + self.dice.below(ticks_max) as u32;
                 }
+                if host.ticks.is_multiple_of(DISK_TICKS) {
+                    member.bar_disk(host.is_low);
+                }
                 if host.ticks.is_multiple_of(GROUP_TICKS)
                     && let Some(kept) = member.keep_group()
                 {
@@ -376,8 +385,9 @@ impl World {
         }
         shell.work(view, leads, &mut self.dice);
         let broken = shell.broken.take();
+        let low = host.is_low;
         if begun {
-            self.saw(Seen::Led);
+            self.saw(if low { Seen::LedLow } else { Seen::Led });
         }
         if let Some(broken) = broken {
             self.ensure(Err(broken));

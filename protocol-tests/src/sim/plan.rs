@@ -143,6 +143,13 @@ pub(crate) enum Fault {
         room: u64,
         lasts: Us,
     },
+    /// There is little room left, on its disk or on all, and who has little had better not
+    /// lead. For ever, where it lasts for none.
+    LowDisk {
+        replica: usize,
+        all: bool,
+        lasts: Option<Us>,
+    },
     /// The replica is killed, and its image is empty when it comes back.
     LoseImage {
         replica: usize,
@@ -192,7 +199,7 @@ pub(crate) enum Fault {
 const PICKS: u64 = 60;
 
 /// Kinds of faults; each seed has some of them only, so that each also meets the others alone.
-const KINDS: u64 = 28;
+const KINDS: u64 = 29;
 
 /// Of [`Fault::Strand`].
 const STRANDED: u64 = 22;
@@ -222,6 +229,7 @@ impl Fault {
             | Self::SlowDisk { replica, .. }
             | Self::FailDisk { replica, .. }
             | Self::FullDisk { replica, .. }
+            | Self::LowDisk { replica, .. }
             | Self::LoseImage { replica }
             | Self::Wipe { replica, .. }
             | Self::FlipBit { replica, .. }
@@ -363,6 +371,11 @@ impl Plan {
                 _ => Fault::Replace { replica },
             },
             26 => Fault::Grow,
+            27 => Fault::LowDisk {
+                replica,
+                all: dice.chance(1, 3),
+                lasts: Some(lasts).filter(|_| dice.chance(3, 4)),
+            },
             _ => Fault::Preempt { agent, down: lasts },
         }
     }

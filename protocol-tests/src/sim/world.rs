@@ -118,6 +118,7 @@ pub(crate) enum Heal {
     Cuts(Vec<(Peer, Peer)>),
     Weather,
     Disk(usize),
+    Room(Vec<usize>),
     /// `life`: of the process when it was planned.
     PowerOff {
         replica: usize,
