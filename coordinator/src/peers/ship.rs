@@ -1,9 +1,10 @@
 //! Snapshots on their way from one replica to another.
 //!
-//! The bytes are a file that the sender has verified, in chunks of 1 MiB with a digest
+//! The bytes are a file that the sender verified when it made it, in chunks of 1 MiB with a digest
 //! each. The receiver writes them beside its own snapshots and hands the whole to its
 //! replica, which reads it again before it believes it. What ends early, stalls or is
-//! wrong is thrown away, and Raft is told in any case: it asks again while it must.
+//! wrong is thrown away, and Raft is told in any case: it asks again while it must. The
+//! sender then reads its file once more: what rotted since is made anew.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -20,12 +21,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::link::Link;
 use super::{Me, Peers};
 use crate::blocking::blocking;
-use crate::replica::Replica;
+use crate::replica::{Replica, Shipped};
 
 /// Bytes of a chunk, all but the last one's.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -52,13 +53,21 @@ pub(super) async fn send(
     stop: CancellationToken,
 ) {
     let peer = link.peer;
+    let index = message.get_snapshot().get_metadata().index;
     let sent = stop.run_until_cancelled(try_send(&link, &me, &replica, message)).await;
     match &sent {
         Some(Ok(bytes)) => tracing::info!(peer, bytes, "snapshot.sent"),
         Some(Err(status)) => tracing::warn!(peer, why = status.message(), "snapshot.not_sent"),
         None => (),
     }
-    replica.report_snapshot(peer, matches!(sent, Some(Ok(_)))).await;
+    let shipped = match sent {
+        Some(Ok(_)) => Shipped::Taken,
+        Some(Err(status)) if matches!(status.code(), Code::Aborted | Code::DataLoss) => {
+            Shipped::Refused
+        }
+        Some(Err(_)) | None => Shipped::Lost,
+    };
+    replica.report_snapshot(peer, index, shipped).await;
 }
 
 async fn try_send(

@@ -101,10 +101,24 @@ impl Replica {
         let _ = self.order(Order::Unreachable(member));
     }
 
-    /// A snapshot was sent, or could not be. Must be told of every [`MessageType::MsgSnapshot`]:
-    /// nothing else is sent to that member before.
-    pub async fn report_snapshot(&self, member: u64, ok: bool) {
-        while let Err(ProposeError::Busy) = self.order(Order::SnapshotSent(member, ok)) {
+    /// How it went with the snapshot of this index. Must be told of every
+    /// [`MessageType::MsgSnapshot`]: nothing else is sent to that member before. Where it was
+    /// refused it is read again here, and made anew if it rotted.
+    pub async fn report_snapshot(&self, member: u64, index: u64, shipped: Shipped) {
+        if shipped == Shipped::Refused {
+            let dir = self.names.snapshots.clone();
+            let check = move || snapshot::check(&RealFs, &snapshot::find(&RealFs, &dir, index)?);
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(check).await {
+                tracing::error!(index, %error, "the snapshot cannot be sent, it is made anew");
+                self.insist(|| Order::SnapshotRotten(index)).await;
+            }
+        }
+        self.insist(|| Order::SnapshotSent(member, shipped == Shipped::Taken)).await;
+    }
+
+    /// Orders what has to be known, however busy the replica is.
+    async fn insist(&self, order: impl Fn() -> Order) {
+        while let Err(ProposeError::Busy) = self.order(order()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -195,6 +209,16 @@ impl Replica {
     fn order(&self, order: Order) -> Result<(), ProposeError> {
         self.send(Input::Group(Box::new(order)))
     }
+}
+
+/// How it went with a snapshot that was to go to another member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shipped {
+    Taken,
+    /// It was not taken there, or could not be read here.
+    Refused,
+    /// It got lost on the way.
+    Lost,
 }
 
 /// Why a snapshot that came in is not installed.

@@ -171,6 +171,13 @@ impl Log {
         self.wanted.set(false);
     }
 
+    /// The snapshot of this index, if that is the newest, is none: another has to be made.
+    pub(crate) fn forget_snapshot(&mut self, index: u64) {
+        if self.snapshot.take_if(|(at, _)| at.index == index).is_some() {
+            self.wanted.set(true);
+        }
+    }
+
     /// Keeps so few entries for members that lag that a small log makes them need snapshots.
     #[cfg(feature = "testkit")]
     pub(crate) const fn keep_for_lagging(&mut self, bytes: u64) {

@@ -48,7 +48,7 @@ use steading_model::limits::PROPOSAL_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use found::found;
-pub use handle::{Incoming, InstallError};
+pub use handle::{Incoming, InstallError, Shipped};
 pub(crate) use identity::node_file;
 pub use identity::{DirLock, FIRST_REPLICA, IdentityError, Joined, is_member};
 pub use image::ImageError;

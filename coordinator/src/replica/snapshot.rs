@@ -230,8 +230,8 @@ pub(crate) fn prune(
             continue;
         }
         if older.is_none() {
-            match read(vfs, &path, &mut |_, _| true) {
-                Ok(_) => {
+            match check(vfs, &path) {
+                Ok(()) => {
                     older = Some(at);
                     continue;
                 }
@@ -253,6 +253,15 @@ pub(crate) fn prune(
         vfs.remove(&path).map_err(io_error("remove", &path))?;
     }
     Ok(older)
+}
+
+/// Reads a snapshot from the disk, and no more.
+///
+/// # Errors
+///
+/// [`SnapshotError`].
+pub(crate) fn check(vfs: &dyn Vfs, path: &Path) -> Result<(), SnapshotError> {
+    read(vfs, path, &mut |_, _| true).map(drop)
 }
 
 /// Compares the file with the state, row by row.

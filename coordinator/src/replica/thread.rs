@@ -67,6 +67,7 @@ pub(crate) enum Order {
     Install(Box<Staged>, Message),
     Unreachable(u64),
     SnapshotSent(u64, bool),
+    SnapshotRotten(u64),
     Transfer(Option<u64>),
     Bar(Bar, bool),
     Change(ConfChangeV2, Ended),
@@ -268,6 +269,7 @@ impl Thread {
             Order::Install(staged, message) => self.node.install(*staged, message, output)?,
             Order::Unreachable(member) => self.node.unreachable(member),
             Order::SnapshotSent(member, ok) => self.node.snapshot_sent(member, ok),
+            Order::SnapshotRotten(index) => self.node.snapshot_rotten(index),
             Order::Transfer(to) => {
                 self.node.transfer(to);
             }

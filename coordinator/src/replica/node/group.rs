@@ -232,6 +232,11 @@ impl Node {
         self.raw.report_snapshot(member, status);
     }
 
+    /// The snapshot of this index cannot be read any more.
+    pub(crate) fn snapshot_rotten(&mut self, index: u64) {
+        self.raw.mut_store().forget_snapshot(index);
+    }
+
     /// Begins to hand leadership over, if it leads, to the member that is furthest if to
     /// nobody in particular; whether there is somebody.
     pub(crate) fn transfer(&mut self, to: Option<u64>) -> bool {

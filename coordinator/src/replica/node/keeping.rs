@@ -39,7 +39,14 @@ pub(super) struct Keeping {
     adopt: Option<Position>,
     /// Not before this, after a snapshot that failed: bytes of log.
     snapshot_at_bytes: u64,
+    /// Nor before this, however much it is wanted.
+    snapshot_at_ms: u64,
+    /// The last one failed a moment ago.
+    failed: bool,
 }
+
+/// How long a snapshot that failed is not tried again, milliseconds: each is all of the state.
+const FAILED_MS: u64 = 5_000;
 
 impl Node {
     /// Whether the log wants to be sealed once there is nothing else to do.
@@ -63,6 +70,10 @@ impl Node {
         if keeping.busy {
             return None;
         }
+        if std::mem::take(&mut keeping.failed) {
+            keeping.snapshot_at_ms = clock_ms + FAILED_MS;
+        }
+        let may_try = clock_ms >= keeping.snapshot_at_ms;
         let log = self.raw.raft.raft_log.store.bytes();
         let header = || Header {
             at: self.applied,
@@ -74,7 +85,7 @@ impl Node {
             Job::Adopt(at)
         } else if !keeping.remove.is_empty() {
             Job::Remove(std::mem::take(&mut keeping.remove))
-        } else if self.raw.store().take_wanted() || log >= keeping.snapshot_at_bytes {
+        } else if may_try && (self.raw.store().take_wanted() || log >= keeping.snapshot_at_bytes) {
             Job::Snapshot { header: header(), state: Box::new(self.state.clone()) }
         } else if keeping.checkpoint_is_due(clock_ms) {
             let Header { at: applied, membership, chain, hashed_by } = header();
@@ -117,6 +128,7 @@ impl Node {
                     self.keeping.snapshot_at_bytes = cadence;
                 } else {
                     self.keeping.snapshot_at_bytes = log.bytes() + cadence;
+                    self.keeping.failed = true;
                 }
                 if let Some(covered) = covered {
                     self.keeping.remove = self.raw.mut_store().cut(covered.index);
@@ -139,6 +151,8 @@ impl Keeping {
             remove: Vec::new(),
             adopt: None,
             snapshot_at_bytes: cadence.snapshot_bytes,
+            snapshot_at_ms: 0,
+            failed: false,
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{options, register};
-use crate::replica::{Joined, ProposeError, Replica, ReplicaThread, Started};
+use crate::replica::{Joined, ProposeError, Replica, ReplicaThread, Shipped, Started};
 
 /// Longest wait for anything, and between two looks.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -136,6 +136,35 @@ async fn a_snapshot_that_is_cut_off_comes_again_and_leaves_nothing_behind() {
     group.stop_all().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_rotted_is_made_anew_for_who_needs_it() {
+    let root = tempfile::tempdir().unwrap();
+    let mut group = Group::default();
+    let dir = root.path().join("1");
+    group.start(1, &dir, None);
+    let first = group.replica(1);
+    for number in 0..300 {
+        register(&first, &format!("agent-{number}")).await;
+    }
+    for id in [3, 2] {
+        first.change_membership(add_learner(id)).await.unwrap();
+    }
+    group.start(2, &root.path().join("2"), Some(group.joined(2)));
+    group.knows(2, "agent-299").await;
+    // From now on nothing happens for which another would be made.
+    for snapshot in std::fs::read_dir(dir.join("snapshots")).unwrap() {
+        let path = snapshot.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    group.start(3, &root.path().join("3"), Some(group.joined(3)));
+    group.knows(3, "agent-299").await;
+    assert_eq!(group.replica(3).view().chain(), first.view().chain());
+    group.stop_all().await;
+}
+
 /// Replicas by id, and who carries their messages.
 #[derive(Default)]
 struct Group {
@@ -215,11 +244,12 @@ async fn carry(
             let to = message.to;
             let member = members.lock().unwrap().get(&to).cloned();
             if message.get_msg_type() == MessageType::MsgSnapshot {
-                let ok = match member {
+                let index = message.get_snapshot().get_metadata().index;
+                let shipped = match member {
                     Some(member) => ship(&from, &member, message, &cuts).await,
-                    None => false,
+                    None => Shipped::Lost,
                 };
-                from.report_snapshot(to, ok).await;
+                from.report_snapshot(to, index, shipped).await;
             } else if member.is_none_or(|member| member.step(message).is_err()) {
                 from.report_unreachable(to);
             }
@@ -227,20 +257,23 @@ async fn carry(
     }
 }
 
-async fn ship(from: &Replica, to: &Replica, message: Message, cuts: &AtomicUsize) -> bool {
+async fn ship(from: &Replica, to: &Replica, message: Message, cuts: &AtomicUsize) -> Shipped {
     let index = message.get_snapshot().get_metadata().index;
     let (Ok(mut file), Ok(mut incoming)) = (from.open_snapshot(index), to.incoming_snapshot())
     else {
-        return false;
+        return Shipped::Lost;
     };
     let less = |left: usize| left.checked_sub(1);
     if cuts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
         let half = file.metadata().unwrap().len() / 2;
         std::io::copy(&mut file.take(half), &mut incoming).unwrap();
-        return false;
+        return Shipped::Lost;
     }
     std::io::copy(&mut file, &mut incoming).unwrap();
-    to.install_snapshot(incoming, message).await.is_ok()
+    match to.install_snapshot(incoming, message).await {
+        Ok(()) => Shipped::Taken,
+        Err(_) => Shipped::Refused,
+    }
 }
 
 fn options_of(dir: &Path, joined: Option<Joined>) -> super::Options {
