@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steading_core::{Effect, Job, JobStatus, Lease, Proposal, Rejection, State};
+use steading_core::{Effect, Job, JobStatus, Lease, Member, Proposal, Rejection, State};
 use steading_model::{AgentId, Conclusion, Incarnation, JobId, RunId, Timestamp, Work};
 
 use super::tally::{Seen, Tally};
@@ -183,6 +183,7 @@ impl Audit {
                 self.tally.saw_many(Seen::Expired, live.count() as u64);
             }
             Proposal::CancelRun { .. } => self.tally.saw(Seen::Cancels),
+            Proposal::RetryRun { run, .. } => self.retried(before, *run),
             Proposal::RetireRuns { runs } => {
                 let gone = runs.iter().filter(|run| self.state.run(**run).is_none());
                 let before = self.retired.len();
@@ -258,16 +259,61 @@ impl Audit {
 
     /// Every job of the run that was written.
     fn run_changed(&mut self, before: &State, run: RunId) -> Result<(), String> {
+        let retries = |state: &State| state.run(run).map(|row| row.retries);
+        let goes_on = retries(before) < retries(&self.state) && retries(before).is_some();
         let changed: Vec<Job> =
             self.state.jobs_of_changed_since(run, before.version()).cloned().collect();
         for job in changed {
-            self.job_changed(before.job(job.id), &job)?;
+            let was = before.job(job.id);
+            let outcome = was.and_then(Job::outcome);
+            if goes_on && outcome.is_some() && outcome != job.outcome() {
+                self.tried_again(before, &job)?;
+            } else {
+                self.job_changed(was, &job)?;
+            }
         }
         let ended = before.run(run).and_then(|run| run.conclusion);
         let now = self.state.run(run).and_then(|run| run.conclusion);
-        ensure(ended.is_none() || self.state.run(run).is_none() || ended == now, || {
-            format!("{run} had ended, and goes on")
-        })
+        let may = ended.is_none() || self.state.run(run).is_none() || ended == now || goes_on;
+        ensure(may, || format!("{run} had ended, and goes on"))
+    }
+
+    /// An ended run goes on. What is planned anew is forgotten, whatever became of it.
+    fn retried(&mut self, before: &State, run: RunId) {
+        let gone: Vec<&Job> =
+            before.jobs_of(run).filter(|job| self.state.job(job.id).is_none()).collect();
+        if before.run(run).map(|run| run.retries) != self.state.run(run).map(|run| run.retries) {
+            self.tally.saw(Seen::Retried);
+        }
+        for job in gone {
+            self.legs.remove(&(run, job.definition.key.clone(), job.definition.leg));
+            self.reported.remove(&job.id);
+        }
+    }
+
+    /// A job of a run that goes on: it had failed, or was cancelled, and waits for its turn; or
+    /// makes room in its group for another.
+    fn tried_again(&self, before: &State, job: &Job) -> Result<(), String> {
+        let was = before.job(job.id).and_then(Job::outcome).map(|outcome| outcome.conclusion);
+        let failed = matches!(was, Some(Conclusion::Failure | Conclusion::Cancelled));
+        let is = job.outcome().map(|outcome| outcome.conclusion);
+        let waits = job.is_queued() || is == Some(Conclusion::Cancelled);
+        let right = failed && waits && !self.succeeded.contains(&job.id);
+        ensure(right, || format!("{} had ended with {was:?}, and is {:?}", job.id, job.status))
+    }
+
+    /// Who holds a lease in a concurrency group has it alone.
+    fn alone_in_groups(state: &State) -> Result<(), String> {
+        let mut holders = BTreeMap::new();
+        for job in state.leased() {
+            let run = Member::Run { run: job.run };
+            for member in [run, Member::Job { job: job.id }] {
+                let Some((group, _)) = state.group_of(member) else { continue };
+                let holder = *holders.entry(group.clone()).or_insert(member);
+                ensure(holder == member, || format!("{holder} and {member} share {group:?}"))?;
+            }
+        }
+        Ok(())
     }
 
     fn job_changed(&mut self, before: Option<&Job>, job: &Job) -> Result<(), String> {
@@ -321,6 +367,7 @@ impl Audit {
     /// Everything that was promised, in a state that has applied `index`.
     pub(crate) fn check(&self, state: &State, index: u64) -> Result<(), String> {
         state.check_invariants()?;
+        Self::alone_in_groups(state)?;
         for (id, (run, at)) in self.acknowledged.iter().filter(|(_, (_, at))| *at <= index) {
             let known = self.admitted.get(id);
             ensure(known == Some(run), || format!("`{id}` was answered with {run} at {at}"))?;

@@ -31,6 +31,7 @@ pub(crate) enum Purpose {
         id: String,
     },
     Cancel,
+    Retry,
     /// Of an operator.
     Operate,
     /// Of a replica: to become one, and to say that it is one.

@@ -29,6 +29,8 @@ pub(crate) struct Client {
 #[derive(Debug, Default)]
 struct Seen {
     version: u64,
+    /// How often it was tried again.
+    retries: u32,
     conclusion: Option<Conclusion>,
     ended: BTreeMap<JobId, Conclusion>,
 }
@@ -46,6 +48,10 @@ impl Seen {
         let Some(run) = state.run(id).filter(|run| run.version > self.version) else {
             return Ok(());
         };
+        if run.retries != self.retries {
+            // All that was an end is none any more.
+            *self = Self { retries: run.retries, ..Self::default() };
+        }
         for job in state.jobs_of_changed_since(id, self.version) {
             let ended = job.outcome().map(|outcome| outcome.conclusion);
             let before = self.ended.get(&job.id).copied();
@@ -72,8 +78,10 @@ impl World {
         let next = 50 * MS + self.dice.below(2 * S);
         self.queue.push(self.now + next, Event::Client { client });
         self.watch(client);
-        if self.dice.chance(1, 5) {
-            return self.cancel_some_run(client);
+        match self.dice.below(10) {
+            0 | 1 => return self.cancel_some_run(client),
+            2 | 3 => return self.retry_some_run(client),
+            _ => (),
         }
         let open = self.audit.state.open_runs().count();
         if open < self.plan.open_runs_max && self.clients[client].calls.len() < 4 {
@@ -131,6 +139,25 @@ impl World {
         self.ask(Peer::Client(client), Purpose::Cancel, proposal, NO_END);
     }
 
+    /// As a leader would that was asked to: it knows the pipeline, and what became of it.
+    fn retry_some_run(&mut self, client: usize) {
+        let runs = &self.clients[client].runs;
+        let ended = |run: &&RunId| {
+            let row = self.audit.state.run(**run);
+            row.is_some_and(|row| row.conclusion.is_some_and(|it| it != Conclusion::Success))
+        };
+        let Some(run) = runs.iter().find(ended).copied() else { return };
+        let Some(row) = self.audit.state.run(run) else { return };
+        let (revision, again) = (row.revision, dag::keys_to_plan_again(&self.audit.state, row));
+        let body = Digest { hash: [3; 32], size: run.counter() };
+        let request = dag::request(&format!("r{}-{}", run.counter(), row.retries), body);
+        let proposal = Proposal::RetryRun { run, request, revision, again };
+        let times = if self.dice.chance(1, 4) { 2 } else { 1 };
+        for _ in 0..times {
+            self.ask(Peer::Client(client), Purpose::Retry, proposal.clone(), NO_END);
+        }
+    }
+
     pub(crate) fn client_answered(&mut self, client: usize, call: Call, answer: Answered) {
         match (call.purpose, answer) {
             (Purpose::Submit { id, good }, Ok(effects)) => {
@@ -150,6 +177,19 @@ impl World {
             }
             (Purpose::Submit { id, good: true }, Err(rejection)) => {
                 self.ensure(Err(format!("`{id}` was refused: {rejection}")));
+            }
+            (Purpose::Retry, Err(rejection)) => {
+                let fine = matches!(
+                    rejection,
+                    // Somebody else retried it, or it was forgotten.
+                    Rejection::RunGoesOn
+                        | Rejection::PlanRevision { .. }
+                        | Rejection::NothingToRetry
+                        | Rejection::RunUnknown
+                );
+                if !fine {
+                    self.ensure(Err(format!("a retry was refused: {rejection}")));
+                }
             }
             (Purpose::Append { id }, Err(rejection)) => {
                 let fine = matches!(

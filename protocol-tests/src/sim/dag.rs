@@ -4,10 +4,13 @@
 use std::collections::BTreeSet;
 
 use steading_coordinator::replica::sim_fs::Dice;
-use steading_core::{Job, NewJob, NewRun, Outcome, Request, Run, State};
+use steading_core::{Concurrency, Job, NewJob, NewRun, Outcome, Request, Run, State};
 use steading_model::{
     Conclusion, Digest, FailureClass, Principal, ProjectName, RequestId, Resources, StepCounts,
 };
+
+/// Concurrency groups that there are.
+const GROUPS: u64 = 3;
 
 /// Most keys of a pipeline.
 const KEYS_MAX: u64 = 5;
@@ -24,6 +27,7 @@ struct Key {
     /// Runs whatever became of what it needs.
     always: bool,
     continue_on_error: bool,
+    concurrency: Option<Concurrency>,
 }
 
 /// What a plan comes to.
@@ -50,6 +54,7 @@ fn keys(submission: &Digest) -> Vec<Key> {
                 max_parallel: if legs > 1 && dice.chance(1, 3) { 2 } else { 0 },
                 always: dice.chance(1, 5),
                 continue_on_error: dice.chance(1, 10),
+                concurrency: some_group(&mut dice, 10),
             }
         })
         .collect()
@@ -123,8 +128,40 @@ fn new_job(key: &Key, leg: u32, needed: bool, decided: Option<Outcome>) -> NewJo
         spot: None,
         deadline_ms: 0,
         user_retries: 0,
-        concurrency: None,
+        concurrency: key.concurrency.clone(),
     }
+}
+
+/// In one of so many cases, a group. Jobs and runs share them, so that waits close cycles.
+fn some_group(dice: &mut Dice, one_of: u64) -> Option<Concurrency> {
+    dice.chance(1, one_of).then(|| Concurrency {
+        group: format!("g{}", dice.below(GROUPS)),
+        cancel_in_progress: dice.chance(1, 3),
+        queue_all: dice.chance(1, 3),
+    })
+}
+
+/// Which of a run's keys are planned again when it is retried: those that depend on what is
+/// tried again, and what was skipped because the run was cancelled.
+pub(crate) fn keys_to_plan_again(state: &State, run: &Run) -> Vec<String> {
+    let keys = keys(&run.definition.submission);
+    let (mut tried_again, mut again) = (BTreeSet::new(), BTreeSet::new());
+    for job in state.jobs_of(run.id) {
+        let Some(outcome) = job.outcome() else { continue };
+        let number = keys.iter().position(|key| key.name == job.definition.key);
+        match outcome.conclusion {
+            Conclusion::Failure | Conclusion::Cancelled => tried_again.extend(number),
+            Conclusion::Skipped if run.cancel.is_some() => again.extend(number),
+            Conclusion::Success | Conclusion::Skipped => (),
+        }
+    }
+    // A key needs only what stands before it.
+    for (number, key) in keys.iter().enumerate() {
+        if key.needs.iter().any(|need| tried_again.contains(need) || again.contains(need)) {
+            again.insert(number);
+        }
+    }
+    again.into_iter().map(|number| keys[number].name.clone()).collect()
 }
 
 /// A run of the pipeline `number`, asked for under `id`.
@@ -137,7 +174,7 @@ pub(crate) fn new_run(number: u64, id: &str, priority: i32) -> NewRun {
         submission,
         dialect: String::new(),
         priority,
-        concurrency: None,
+        concurrency: some_group(&mut Dice::new(number ^ 1), 4),
     }
 }
 

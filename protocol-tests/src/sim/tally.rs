@@ -33,6 +33,7 @@ seen! {
     StaleReports = "late reports refused",
     Registered = "agents registered",
     Cancels = "runs cancelled",
+    Retried = "ended runs that went on",
     Replans = "plans accepted",
     Retired = "runs forgotten",
     Frozen = "jobs frozen at their deadline",
