@@ -262,8 +262,11 @@ async fn join(set: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
 }
 
 /// The folder, for this user only, and ignored by git whatever the project's own
-/// `.gitignore` says.
+/// `.gitignore` says. Those above it are as open as any: others may have something there.
 pub fn make_state(data_dir: &Path) -> std::io::Result<()> {
+    if let Some(above) = data_dir.parent() {
+        std::fs::create_dir_all(above)?;
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
     let ignore = data_dir.join(".gitignore");
     if !ignore.exists() {
@@ -302,6 +305,8 @@ pub fn lock(data_dir: &Path) -> Result<Flock<File>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -315,6 +320,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("a/b");
         make_state(&state).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        std::fs::create_dir(dir.path().join("other")).unwrap();
+        assert_eq!(mode(&state), 0o700, "of this user alone");
+        assert_eq!(mode(&dir.path().join("a")), mode(&dir.path().join("other")));
         assert_eq!(std::fs::read_to_string(state.join(".gitignore")).unwrap(), "*\n");
         let first = lock(&state).unwrap();
         let second = lock(&state).unwrap_err().to_string();
