@@ -124,13 +124,13 @@ async fn shells_differ_as_on_github() {
 #[tokio::test]
 async fn timeouts_of_steps_and_of_the_job_are_told_apart_from_failures() {
     let mut step = run_step("echo before; sleep 1000");
-    step.timeout_minutes = Some(text("0.001"));
+    step.timeout_minutes = Some(text("0.1"));
     let ended = job(vec![step, when("failure()", "true")]).check("failure success").await;
     assert_eq!(ended.end.class, Some(FailureClass::Timeout));
     assert_eq!(ended.log(0), "before\n");
 
     let mut job = job(vec![run_step("sleep 1000"), run_step("true"), when("always()", "true")]);
-    job.spec.timeout_ms = 100;
+    job.spec.timeout_ms = 5_000;
     let ended = job.check("cancelled skipped success").await;
     assert_eq!(ended.end.class, Some(FailureClass::Timeout));
     assert_eq!(ended.end.conclusion, Conclusion::Failure);

@@ -67,7 +67,7 @@ async fn a_missing_program_and_a_missing_folder_are_named() {
 #[tokio::test]
 async fn a_timeout_ends_a_process_that_ignores_term() {
     let mut command = shell("trap '' TERM; echo on; while :; do read -t 1 < /dev/zero; done");
-    command.timeout = Some(Duration::from_millis(100));
+    command.timeout = Some(Duration::from_secs(5));
     let (exit, output) = run_in(&mut start(), command).await.unwrap();
     assert!(exit.timed_out && !exit.succeeded());
     assert_eq!(exit.signal, Some(9));
@@ -146,7 +146,6 @@ async fn a_lease_that_is_over_freezes_the_tree_and_a_new_deadline_thaws_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut supervisor = start();
     let lease = supervisor.lease();
-    lease.deadline(boottime_ms() + 300).await.unwrap();
     let script = format!(
         "echo $$ > {0}/p; mv {0}/p {0}/pid; while [ ! -e {0}/go ]; do sleep 0.01; done; echo done",
         folder.path().display()
@@ -156,6 +155,7 @@ async fn a_lease_that_is_over_freezes_the_tree_and_a_new_deadline_thaws_it() {
     let run = supervisor.run(shell(&script), &mut output, &never);
     let watch = async {
         let pid = read_pid(folder.path()).await;
+        lease.deadline(boottime_ms() + 300).await.unwrap();
         eventually("the tree is frozen", || state(pid) == Some('T')).await;
         std::fs::write(folder.path().join("go"), "").unwrap();
         assert_eq!(state(pid), Some('T'), "it does not see the file while it is frozen");
@@ -172,13 +172,13 @@ async fn a_frozen_tree_stays_frozen_though_somebody_else_lets_it_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut supervisor = start();
     let lease = supervisor.lease();
-    lease.deadline(boottime_ms() + 300).await.unwrap();
     let script = format!("echo $$ > {0}/p; mv {0}/p {0}/pid; sleep 1000", folder.path().display());
     let mut output = Vec::new();
     let never = CancellationToken::new();
     let run = supervisor.run(shell(&script), &mut output, &never);
     let watch = async {
         let pid = read_pid(folder.path()).await;
+        lease.deadline(boottime_ms() + 300).await.unwrap();
         eventually("the tree is frozen", || state(pid) == Some('T')).await;
         for _ in 0..3 {
             signal(pid, "CONT").await;

@@ -12,7 +12,7 @@ use raft::eraftpb::{
 };
 use serde_json::json;
 use steading_coordinator::replica::{
-    Joined, Options, ProposeError, Replica, ReplicaThread, Started,
+    Joined, Options, ProposeError, Replica, ReplicaThread, Shipped, Started,
 };
 use steading_core::{Effect, Proposal, placement};
 use steading_model::limits::ASSIGNMENTS_PER_PROPOSAL_MAX;
@@ -287,9 +287,15 @@ fn carry(from: &Replica, mut outbound: mpsc::Receiver<Vec<Message>>, wire: &Mute
                 wire.members.get(&to).filter(|_| !cut).cloned()
             };
             if message.get_msg_type() == MessageType::MsgSnapshot {
-                let sent = member
-                    .is_some_and(|member| runtime.block_on(ship(from, &member, message)).is_ok());
-                runtime.block_on(from.report_snapshot(to, sent));
+                let index = message.get_snapshot().get_metadata().index;
+                let shipped = match member {
+                    None => Shipped::Lost,
+                    Some(member) => match runtime.block_on(ship(from, &member, message)) {
+                        Ok(()) => Shipped::Taken,
+                        Err(_) => Shipped::Refused,
+                    },
+                };
+                runtime.block_on(from.report_snapshot(to, index, shipped));
             } else if member.is_none_or(|member| member.step(message).is_err()) {
                 from.report_unreachable(to);
             }

@@ -143,12 +143,14 @@ fn a_survivor_of_a_lost_majority_goes_on_as_the_runbook_says() {
     assert_eq!(submit_and_wait(&farm, &done), (CACHED, 0));
     // One of the lost ones leads.
     let to = farm.member(1)["id"].to_string();
-    said(&farm, &["cluster", "transfer", &to], "");
-    wait_for("the new leader", || farm.leader() == 1);
+    wait_for("the new leader", || {
+        farm.output(&["cluster", "transfer", &to]);
+        farm.leader() == 1
+    });
     let acknowledged: Vec<String> = (0..5)
         .map(|number| farm.submit(&project(&farm, &format!("p{number}"), &format!("{number}\n"))))
         .collect();
-    farm.wait_until_whole();
+    wait_for("the survivor to have it all", || farm.member(0)["lag"] == 0);
     for lost in [1, 2] {
         farm.kill_9(lost);
         farm.wipe(lost);

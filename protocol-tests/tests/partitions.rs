@@ -19,9 +19,10 @@ const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
 /// Jobs that are run through a group that is not whole.
 const PROBES: usize = 3;
 
-/// Elections that a machine without time for anybody may cause. Without end they would be
-/// several a second.
+/// Elections that a machine without time for anybody may cause in any while as long as this.
+/// Without end they would be several a second.
 const ELECTIONS_MAX: u64 = 3;
+const ELECTIONS_WHILE: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_leader_that_is_cut_off_steps_down_and_its_agents_move() {
@@ -72,12 +73,16 @@ fn a_leader_and_a_follower_that_lost_each_other_do_not_keep_electing() {
         let waited = next_short(&story.farm, SystemTime::now());
         println!("a job started {waited:?} after it was submitted");
     }
-    let terms = story.term() - term;
-    println!("{terms} elections in {:?}", moment.elapsed());
-    assert!(terms <= ELECTIONS_MAX, "{terms} elections");
+    let check = |what| {
+        let (terms, took) = (story.term() - term, moment.elapsed());
+        let whiles = took.as_secs() / ELECTIONS_WHILE.as_secs() + 1;
+        println!("{terms} elections in {took:?}, {what}");
+        assert!(terms <= ELECTIONS_MAX * whiles, "{terms} elections in {took:?}, {what}");
+    };
+    check("cut off");
     story.network().heal(&format!("c{leader}"), &format!("c{follower}"));
     story.farm.wait_until_whole();
-    assert!(story.term() - term <= ELECTIONS_MAX, "the one that was alone made others vote");
+    check("and healed");
     story.finish();
 }
 

@@ -30,13 +30,13 @@ use crate::workspace::Workspace;
 /// result as well, so nothing is lost by not waiting longer.
 const LOG_WAIT_MS: u64 = 5_000;
 
-/// How long a leaving agent tries to give a lease back, milliseconds; then the lease
-/// runs out by itself.
-const RELEASE_WAIT_MS: u64 = 3_000;
+/// How long a lease is tried to be given back, milliseconds, unless the agent ends before;
+/// then it runs out by itself.
+const RELEASE_WAIT_MS: u64 = 10_000;
 
 /// How long a result is told that comes too late, milliseconds: nothing but the record
 /// of it depends on that.
-const LATE_MS_MAX: u64 = 5_000;
+const LATE_MS_MAX: u64 = 30_000;
 
 /// What is known of a job.
 struct Job {

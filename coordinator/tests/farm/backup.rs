@@ -12,7 +12,7 @@ use steading_proto::v1::backups_client::BackupsClient;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::support::{Agent, Farm, ended, soon};
+use crate::support::{self, Agent, Farm, ended, soon};
 use crate::{CHAIN, ONE};
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_backup_under_load_comes_back_with_every_run_and_no_agent_of_the_old_g
     let (old, new, origin) = (dir(), dir(), dir());
     let setting = ObjectStore { directory: Some(origin.path().into()), ..<_>::default() };
     let config = |dir: &Path| {
-        let mut config = Config::new(dir);
+        let mut config = support::config(dir);
         config.object_store = Some(setting.clone());
         config
     };
@@ -127,7 +127,7 @@ async fn only_a_coordinators_directory_is_recovered() {
     let refused = recovery::recover(empty.path()).unwrap_err();
     assert!(format!("{refused:#}").contains("holds no coordinator"), "{refused:#}");
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
-    let farm = Coordinator::start(Config::new(empty.path())).await.unwrap();
+    let farm = Coordinator::start(support::config(empty.path())).await.unwrap();
     farm.stop().await.unwrap();
 }
 

@@ -53,8 +53,11 @@ async fn leadership_is_handed_over_on_request_and_at_the_end() {
     let [a, b, c] = place.three().await;
     let run = a.submit("one").await;
     let request = v1::TransferLeadershipRequest { replica_id: 2 };
-    let moved = a.cluster().transfer_leadership(request).await.unwrap().into_inner();
-    assert_eq!(moved.replica_id, 2);
+    // Refused where it was not heard of for a moment.
+    let moved = until("the hand-over", async || {
+        Some(a.cluster().transfer_leadership(request).await.ok()?.into_inner())
+    });
+    assert_eq!(moved.await.replica_id, 2);
     let status = b.voters("the new leader", &[1, 2, 3]).await;
     assert!(status.members[1].leader);
 
@@ -64,7 +67,8 @@ async fn leadership_is_handed_over_on_request_and_at_the_end() {
     let leads = leader(&rest).await;
     assert!(rest[leads].has_run(run).await);
     // One candidate, asked to stand. Only on a machine that stood still may others have stood.
-    let terms = rest[leads].status().await.unwrap().term - term;
+    let status = until("its status", async || rest[leads].status().await.ok()).await;
+    let terms = status.term - term;
     assert!((1..=ELECTIONS_MAX).contains(&terms), "{terms} elections");
     stop([rest.into()]).await;
 }

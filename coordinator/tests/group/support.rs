@@ -238,8 +238,15 @@ impl Member {
     }
 
     pub(crate) async fn has_run(&self, run_id: u64) -> bool {
-        let request = v1::GetRunRequest { run_id };
-        PipelinesClient::new(self.channel()).get_run(request).await.is_ok()
+        // Nobody may lead for a moment.
+        until("an answer", async || {
+            let request = v1::GetRunRequest { run_id };
+            match PipelinesClient::new(self.channel()).get_run(request).await {
+                Ok(_) => Some(true),
+                Err(status) => (status.code() == Code::NotFound).then_some(false),
+            }
+        })
+        .await
     }
 }
 

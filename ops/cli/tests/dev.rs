@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
@@ -19,6 +19,9 @@ use support::{Place, Said};
 
 /// How long a farm may take to start or to stop, before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Between two looks at something that is to come.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// Where a farm is kept that is told nothing else.
 const FARM: &str = ".steading/dev";
@@ -35,7 +38,7 @@ fn a_farm_for_trying_out_survives_kills_and_goes_on_in_its_folder() {
     let mut farm = Dev::start(&place, 4);
     farm.submit(1);
     farm.asked(&["cluster", "status"]).said("3 voters").said("https://127.0.0.1:");
-    farm.asked(&["agents"]).said("agent-1").said("agent-4");
+    farm.has_agents(&["agent-1", "agent-4"]);
     let address = farm.address("coordinator-1");
     place.run(&["runs", "--coordinator", &address]).ended(2).said("wants to know who asks");
 
@@ -55,7 +58,7 @@ fn a_farm_for_trying_out_survives_kills_and_goes_on_in_its_folder() {
     assert_eq!(farm.address("coordinator-1"), address);
     farm.submit(5);
     farm.asked(&["runs"]).said("run-1");
-    farm.asked(&["agents"]).said("agent-5");
+    farm.has_agents(&["agent-5"]);
     farm.stop();
     place.run(&["dev", "--coordinators", "1"]).ended(2).said("--coordinators 3");
 }
@@ -146,6 +149,19 @@ impl<'a> Dev<'a> {
     fn asked(&self, words: &[&str]) -> Said {
         let context = format!("{FARM}/context.json");
         self.place.run(&[words, &["--context", &context]].concat()).ended(0)
+    }
+
+    /// They start after the line is printed that says how to submit.
+    fn has_agents(&self, names: &[&str]) {
+        let begun = Instant::now();
+        loop {
+            let said = self.asked(&["agents"]);
+            if names.iter().all(|name| said.out.contains(name)) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "no {names:?} in\n{}", said.out);
+            std::thread::park_timeout(LOOK_PERIOD);
+        }
     }
 
     fn address(&self, name: &str) -> String {
