@@ -2,7 +2,7 @@
 //! of those that are up to date, and takes out who was removed. Everybody else tells the
 //! leader where it listens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,12 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// How long a leader has to answer a member that says where it is.
 const ANNOUNCE_MAX: Duration = Duration::from_secs(2);
 
+/// How long a leader that stops waits for its successor. An election would take longer.
+const HAND_OVER_MAX: Duration = Duration::from_millis(1_000);
+
+/// How long one of the others has to take over. One whose disk is full does not answer.
+const OFFER_MAX: Duration = Duration::from_millis(300);
+
 /// Pause after one that did not.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -43,12 +49,17 @@ pub(crate) async fn run(
     let mut members = replica.membership_changes();
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // By whom this leader's offers were declined.
+    let mut declined = BTreeMap::new();
     let keep = async {
         loop {
             replica.bar(Bar::Clock, peers.clocks_off().contains(&peers.me().id));
             let leads = standing.borrow_and_update().leads;
             members.borrow_and_update();
-            if leads && let Err(error) = keep_up(&peers, &replica).await {
+            if !leads {
+                declined.clear();
+            }
+            if leads && let Err(error) = keep_up(&peers, &replica, &mut declined).await {
                 tracing::debug!(%error, "the group stays as it is for now");
             }
             tokio::select! {
@@ -64,7 +75,11 @@ pub(crate) async fn run(
 }
 
 /// Proposes the next change, if one is due.
-async fn keep_up(peers: &Peers, replica: &Replica) -> Result<(), ProposeError> {
+async fn keep_up(
+    peers: &Peers,
+    replica: &Replica,
+    declined: &mut Declined,
+) -> Result<(), ProposeError> {
     let me = peers.me();
     let state = replica.view();
     let known = state.replica(me.id);
@@ -75,12 +90,16 @@ async fn keep_up(peers: &Peers, replica: &Replica) -> Result<(), ProposeError> {
             Err(error) => return Err(error),
         }
     }
-    let group = seen(peers, replica).await?;
+    let group = seen(peers, replica, declined).await?;
     match due(&group) {
         None => Ok(()),
         Some(Change::Transfer(to)) => {
             tracing::info!(to, "leadership.transfer");
-            replica.transfer(Some(to)).await
+            let moved = replica.transfer(Some(to)).await;
+            if moved == Err(ProposeError::Busy) {
+                *declined.entry(to).or_insert(0) += 1;
+            }
+            moved
         }
         Some(change) => {
             tracing::info!(?change, "members.change");
@@ -89,10 +108,44 @@ async fn keep_up(peers: &Peers, replica: &Replica) -> Result<(), ProposeError> {
     }
 }
 
+/// Lets another replica lead, if this one does and there is one that could.
+pub(crate) async fn hand_over(peers: &Peers, replica: &Replica) {
+    if !replica.standing().borrow().leads {
+        return;
+    }
+    let hand_over = async {
+        let mut declined = Declined::new();
+        loop {
+            let to = seen(peers, replica, &declined).await.ok()?.successor()?;
+            match timeout(OFFER_MAX, replica.transfer(Some(to))).await {
+                Ok(moved) => return moved.ok(),
+                Err(_) if declined.insert(to, 1).is_some() => return None,
+                Err(_) => (),
+            }
+        }
+    };
+    match timeout(HAND_OVER_MAX, hand_over).await {
+        Ok(Some(())) => tracing::info!("leadership.handed_over"),
+        Ok(None) => tracing::debug!("nobody else can lead"),
+        Err(_) => tracing::warn!("stopping as the leader: no other took over in time"),
+    }
+}
+
+/// How often members have declined the lead, by id.
+pub(crate) type Declined = BTreeMap<u64, u32>;
+
 /// What this leader knows of the group.
-pub(crate) async fn seen(peers: &Peers, replica: &Replica) -> Result<Group, ProposeError> {
+pub(crate) async fn seen(
+    peers: &Peers,
+    replica: &Replica,
+    declined: &Declined,
+) -> Result<Group, ProposeError> {
     let status = replica.status().await?;
-    Ok(as_seen(peers.me().id, status, &replica.view(), &peers.clocks_off()))
+    let mut group = as_seen(peers.me().id, status, &replica.view(), &peers.clocks_off());
+    for (id, times) in declined {
+        group.members.entry(*id).or_default().declined = *times;
+    }
+    Ok(group)
 }
 
 /// What the leader knows of the group by Raft's status and the rows.
@@ -114,6 +167,7 @@ pub(crate) fn as_seen(
             matched: progress.map_or(0, |progress| progress.matched),
             active: progress.is_some_and(|progress| progress.active),
             clock_is_off: clocks_off.contains(&id),
+            declined: 0,
         }
     };
     let members = ids.into_iter().map(|id| (id, member(id))).collect();

@@ -57,8 +57,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How long a start waits for the replay of the log. Without a quorum it would wait in
 /// vain, and serving what is known is better than nothing.
 const CURRENT_MAX: Duration = Duration::from_secs(2);
-/// How long a leader that stops waits for its successor. An election would take longer.
-const HAND_OVER_MAX: Duration = Duration::from_millis(500);
 /// How long tasks may take to end: they wait for one proposal at most.
 const STOP: Duration = Duration::from_secs(10);
 /// Largest message that a client may send, bytes: a submission with all its parts at
@@ -242,10 +240,15 @@ impl Coordinator {
         // A connection ends when its streams do, so that they hear of the end first.
         let stop = self.stop_serving.child_token();
         let router = self.router(trust, &stop)?;
+        let hand_over = async {
+            if let Some(peers) = &self.parts.peers {
+                group::hand_over(peers, &self.parts.replica).await;
+            }
+        };
         let signal = async {
             tokio::select! {
                 // While its peers can still answer.
-                () = shutdown => self.hand_over().await,
+                () = shutdown => hand_over.await,
                 () = stop.cancelled() => (),
                 () = self.failure.happened.cancelled() => (),
             }
@@ -265,24 +268,6 @@ impl Coordinator {
         match self.failure.happened.is_cancelled() {
             true => Err(self.failure.take()),
             false => Ok(()),
-        }
-    }
-
-    /// Lets another replica lead, if this one does and there is one that could.
-    async fn hand_over(&self) {
-        let Some(peers) = &self.parts.peers else { return };
-        let replica = &self.parts.replica;
-        if !replica.standing().borrow().leads {
-            return;
-        }
-        let hand_over = async {
-            let group = group::seen(peers, replica).await.ok()?;
-            replica.transfer(Some(group.successor()?)).await.ok()
-        };
-        match tokio::time::timeout(HAND_OVER_MAX, hand_over).await {
-            Ok(Some(())) => tracing::info!("leadership.handed_over"),
-            Ok(None) => tracing::debug!("nobody else can lead"),
-            Err(_) => tracing::warn!("stopping as the leader: no other took over in time"),
         }
     }
 

@@ -29,6 +29,9 @@ pub(super) struct Book {
     moves: usize,
     /// Those that are connected.
     alive: BTreeSet<String>,
+    /// Who said that it leads this term itself, and is connected. Others may know it by a name
+    /// that does not reach it from here.
+    here: Option<String>,
 }
 
 impl Book {
@@ -41,7 +44,15 @@ impl Book {
             }
         }
         let current = given.first().cloned().unwrap_or_default();
-        Self { given, learned: Vec::new(), current, term: 0, moves: 0, alive: BTreeSet::new() }
+        Self {
+            given,
+            learned: Vec::new(),
+            current,
+            term: 0,
+            moves: 0,
+            alive: BTreeSet::new(),
+            here: None,
+        }
     }
 
     pub(super) fn current(&self) -> &str {
@@ -88,6 +99,7 @@ impl Book {
     pub(super) fn connected(&mut self, endpoint: &str, connected: bool) {
         if !connected {
             self.alive.remove(endpoint);
+            self.here.take_if(|here| here == endpoint);
         } else if self.knows(endpoint) {
             self.alive.insert(endpoint.to_owned());
         }
@@ -99,6 +111,7 @@ impl Book {
             return false;
         }
         self.term = term;
+        self.here = None;
         // The terms bound these moves.
         self.moves = 0;
         self.ask(leader)
@@ -111,6 +124,9 @@ impl Book {
         let is_news = term >= self.term;
         if !self.led_by(term, leader) && is_news {
             self.ask(leader);
+        }
+        if is_news {
+            self.here = Some(leader.to_owned());
         }
         is_news
     }
@@ -140,7 +156,10 @@ impl Book {
             return false;
         }
         let before = self.current.clone();
-        self.next();
+        match self.here.clone().filter(|here| here != endpoint && self.knows(here)) {
+            Some(here) => self.current = here,
+            None => self.next(),
+        }
         self.current != before && self.count_move()
     }
 
@@ -256,6 +275,24 @@ mod tests {
             ],
         );
         check("a", &[("failed a", "a"), ("sent a ?", "a")]);
+    }
+
+    #[test]
+    fn a_leader_that_others_know_by_another_name_is_found_again() {
+        check(
+            "a,b,c",
+            &[
+                ("up c", "a"),
+                ("leads 5 b", "b at once"),
+                ("failed b", "c at once"),
+                ("sent c other-b", "other-b at once"),
+                ("failed other-b", "b at once"),
+                // It does not lead any more.
+                ("failed b", "c at once"),
+                ("led 6 other-a", "other-a at once"),
+                ("failed other-a", "c at once"),
+            ],
+        );
     }
 
     #[test]

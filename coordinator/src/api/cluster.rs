@@ -10,6 +10,7 @@ use steading_proto::v1::cluster_server::Cluster;
 use tonic::{Request, Response, Status};
 
 use crate::documents::Documents;
+use crate::group::Declined;
 use crate::leadership::Leadership;
 use crate::peers::policy::may_leave;
 use crate::peers::{Peers, check_endpoint};
@@ -116,6 +117,10 @@ impl Cluster for ClusterService {
                      knows no later one than {level}: start a later version"
                 ))
             }
+            // Its vote counts until it is out: it goes on for so long.
+            ProposeError::Rejected(Rejection::ReplicaRemoved) if self.is_member(&storage_id) => {
+                Status::unavailable("the replica was removed, and is needed until others are there")
+            }
             other => self.refused(other),
         })?;
         let state = self.replica.view();
@@ -136,7 +141,7 @@ impl Cluster for ClusterService {
         let principal = auth::principal(&request)?;
         let v1::RemoveReplicaRequest { replica_id: id, force } = request.into_inner();
         self.leadership.term()?;
-        let seen = group::seen(&self.peers, &self.replica).await;
+        let seen = group::seen(&self.peers, &self.replica, &Declined::new()).await;
         let seen = seen.map_err(|error| self.refused(error))?;
         let known = self.replica.view().replica(id).map(|row| row.removed);
         if known == Some(false) && !force && !may_leave(&seen, id) {
@@ -177,7 +182,7 @@ impl Cluster for ClusterService {
         auth::principal(&request)?;
         let to = request.into_inner().replica_id;
         self.leadership.term()?;
-        let group = group::seen(&self.peers, &self.replica).await;
+        let group = group::seen(&self.peers, &self.replica, &Declined::new()).await;
         let group = group.map_err(|error| self.refused(error))?;
         let to = match to {
             0 => group.successor().ok_or_else(|| {
@@ -225,6 +230,12 @@ impl ClusterService {
 
     async fn propose(&self, proposal: Proposal) -> Result<(), Status> {
         self.replica.propose(proposal).await.map(drop).map_err(|error| self.refused(error))
+    }
+
+    /// Whether Raft still counts on who has this directory.
+    fn is_member(&self, storage_id: &str) -> bool {
+        let row = self.replica.view().replica_by_storage(storage_id).map(|row| row.id);
+        row.is_some_and(|id| self.replica.membership().contains(id))
     }
 
     fn refused(&self, error: ProposeError) -> Status {

@@ -5,6 +5,7 @@
 //! change in a joint configuration only, which is left by a change of its own, so that no
 //! majority is lost between two simple changes. A leader that is to leave hands over first.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::replica::Membership;
@@ -41,6 +42,8 @@ pub(crate) struct Member {
     pub(crate) active: bool,
     /// Its clock is too far off the others' for it to lead.
     pub(crate) clock_is_off: bool,
+    /// How often this leader has offered it the lead, and was left with it.
+    pub(crate) declined: u32,
 }
 
 /// What is to be proposed.
@@ -145,14 +148,18 @@ impl Group {
         member.active && !member.removed && behind <= CATCH_UP_ENTRIES_MAX
     }
 
-    /// Who should lead next: the voter that is furthest, of those that may and answer.
+    /// Who should lead next: the voter that is furthest, of those that may and answer, and
+    /// have declined least often: one on a full disk does not say so.
     pub(crate) fn successor(&self) -> Option<u64> {
         let may = |id: &u64| {
             let member = self.member(*id);
             *id != self.leader && member.active && !member.removed && !member.clock_is_off
         };
         let voters = self.membership.voters.iter().copied().filter(may);
-        voters.max_by_key(|id| (self.member(*id).matched, std::cmp::Reverse(*id)))
+        voters.max_by_key(|id| {
+            let member = self.member(*id);
+            (Reverse(member.declined), member.matched, Reverse(*id))
+        })
     }
 }
 
@@ -162,7 +169,7 @@ mod tests {
 
     // `V`: voter, `L`: learner, `O`: leaves the joint configuration, `-`: in none; then the
     // id. Behind it `*`: leads, `!`: removed, `f`: forced, `z`: does not answer, `s`: far
-    // behind, `c`: its clock is off, `?`: has no row.
+    // behind, `c`: its clock is off, `d`: has declined, `?`: has no row.
 
     #[test]
     fn a_group_grows_by_learners_and_becomes_odd() {
@@ -224,6 +231,10 @@ mod tests {
         check("V1*c V2 V3", "transfer 2");
         check("V1*c V2c V3", "transfer 3");
         check("V1*c", "nothing");
+        check("V1*c V2d V3", "transfer 3");
+        check("V1*c V2d V3ds", "transfer 2");
+        check("V1*c V2d V3dd", "transfer 2");
+        check("V1*c V2d V3z", "transfer 2");
     }
 
     #[test]
@@ -282,6 +293,7 @@ mod tests {
                 matched: if flags.contains('s') { 10 } else { 9_999 },
                 active: !flags.contains('z'),
                 clock_is_off: flags.contains('c'),
+                declined: flags.matches('d').count() as u32,
             };
             group.members.entry(id).or_insert(member);
         }

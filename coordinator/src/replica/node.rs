@@ -234,7 +234,7 @@ impl Node {
         if self.raw.raft.state != StateRole::Leader {
             return refuse(wave, output, ProposeError::NotLeader);
         }
-        let now = self.now.max(clock);
+        let now = if self.bars.clock() { self.now } else { self.now.max(clock) };
         let mut data =
             Vec::with_capacity(16 + wave.iter().map(|(bytes, _)| bytes.len()).sum::<usize>());
         WAVE_FORMAT.encode(&mut data);

@@ -171,7 +171,9 @@ impl Member {
     /// Time passed: one tick.
     pub fn tick(&mut self) {
         self.ticks += 1;
-        self.node.tick();
+        if !self.node.is_timeless() {
+            self.node.tick();
+        }
         self.draw_election();
     }
 

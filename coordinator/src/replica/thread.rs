@@ -210,7 +210,7 @@ impl Thread {
     /// How long nothing needs to be done unless something comes in.
     fn patience(&self) -> Duration {
         let mut patience = SLEEP_MAX;
-        if !self.node.is_alone() {
+        if !self.node.is_timeless() {
             let next = Duration::from_millis(TICK_MS * (self.ticks + 1));
             patience = patience.min(next.saturating_sub(self.started.elapsed()));
         }
@@ -284,7 +284,7 @@ impl Thread {
     }
 
     fn tick(&mut self) {
-        if self.node.is_alone() {
+        if self.node.is_timeless() {
             return;
         }
         let due = self.started.elapsed().as_millis() as u64 / TICK_MS;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use steading_coordinator::backup;
 use steading_coordinator::recovery::{self, Restore};
-use steading_coordinator::{Config, Coordinator, ObjectStore};
+use steading_coordinator::{Coordinator, ObjectStore};
 use steading_proto::v1;
 use steading_proto::v1::Conclusion::Success;
 use steading_proto::v1::agents_client::AgentsClient;

@@ -8,6 +8,10 @@ use super::TICK_MS;
 /// has little is better than none.
 const LEADERLESS_TICKS_MAX: u64 = 2_000 / TICK_MS;
 
+/// How long one without a leader waits for another whose clock is right, ticks. It stamps
+/// nothing later than what it knows, and hands over as soon as another may lead.
+const CLOCKLESS_TICKS_MAX: u64 = 10_000 / TICK_MS;
+
 /// How long a leader on a full disk that has offered its lead to everybody, and was left with
 /// it, keeps it before it asks again, ticks: while an offer is open, nothing is proposed.
 const REFUSED_TICKS: u64 = 8_000 / TICK_MS;
@@ -57,13 +61,23 @@ impl Bars {
         self.clock || self.disk
     }
 
+    /// Whether it must not say what time it is.
+    pub(super) const fn clock(&self) -> bool {
+        self.clock
+    }
+
     /// Whether it may stand for election. Asked once a tick.
     pub(super) fn stand(&mut self, leaderless: bool) -> Stand {
         self.leaderless = if leaderless { self.leaderless + 1 } else { 0 };
-        match (self.clock, self.disk, self.leaderless.cmp(&LEADERLESS_TICKS_MAX)) {
-            (true, ..) | (_, true, Less) => Stand::HoldBack,
-            (_, true, Equal) => Stand::NowOrLater,
-            (_, false, _) | (.., Greater) => Stand::Freely,
+        let patience = match (self.clock, self.disk) {
+            (true, _) => CLOCKLESS_TICKS_MAX,
+            (false, true) => LEADERLESS_TICKS_MAX,
+            (false, false) => return Stand::Freely,
+        };
+        match self.leaderless.cmp(&patience) {
+            Less => Stand::HoldBack,
+            Equal => Stand::NowOrLater,
+            Greater => Stand::Freely,
         }
     }
 
@@ -87,18 +101,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_better_than_no_leader_and_a_wrong_clock_is_not() {
-        let asked = |why| {
+    fn whatever_is_wrong_is_better_than_no_leader_and_a_full_disk_sooner() {
+        let patience = |why| {
             let mut bars = Bars::default();
             bars.set(why, true);
-            (0..10 * LEADERLESS_TICKS_MAX).map(|_| bars.stand(true)).collect::<Vec<_>>()
+            let asked: Vec<_> = (0..1_000).map(|_| bars.stand(true)).collect();
+            let patience = asked.iter().take_while(|stand| **stand == Stand::HoldBack).count();
+            assert_eq!(asked[patience], Stand::NowOrLater);
+            assert!(asked[patience + 1..].iter().all(|stand| *stand == Stand::Freely));
+            patience as u64 + 1
         };
-        let full = asked(Bar::Disk);
-        let patience = LEADERLESS_TICKS_MAX as usize - 1;
-        assert!(full[..patience].iter().all(|stand| *stand == Stand::HoldBack));
-        assert_eq!(full[patience], Stand::NowOrLater);
-        assert!(full[patience + 1..].iter().all(|stand| *stand == Stand::Freely));
-        assert!(asked(Bar::Clock).iter().all(|stand| *stand == Stand::HoldBack));
+        assert_eq!(patience(Bar::Disk), LEADERLESS_TICKS_MAX);
+        assert_eq!(patience(Bar::Clock), CLOCKLESS_TICKS_MAX);
         let mut bars = Bars::default();
         bars.set(Bar::Disk, true);
         let mut led = (0..10 * LEADERLESS_TICKS_MAX).map(|_| bars.stand(false));

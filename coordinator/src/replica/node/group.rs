@@ -81,9 +81,15 @@ impl Node {
 }
 
 impl Node {
-    /// Whether nobody else is there, so that time means nothing to it.
+    /// Whether nobody else is there.
     pub(crate) fn is_alone(&self) -> bool {
         self.membership().is_alone(self.raw.raft.id)
+    }
+
+    /// Whether nobody else is there, so that time means nothing to it, once it leads: the last
+    /// one of a group that shrank has to be elected first, by itself.
+    pub(crate) fn is_timeless(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.is_alone()
     }
 
     /// The election timeout in ticks, where Raft has just drawn a new one: at random, which

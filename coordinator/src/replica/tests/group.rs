@@ -73,6 +73,42 @@ async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_one_of_a_group_leads_also_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let mut group = Group::default();
+    let dir = root.path().join("1");
+    group.start(1, &dir, None);
+    let first = group.replica(1);
+    for id in [2, 3] {
+        group.start(id, &root.path().join(id.to_string()), Some(group.joined(id)));
+        first.change_membership(add_learner(id)).await.unwrap();
+    }
+    first.change_membership(make_voters(&[2, 3])).await.unwrap();
+    first.change_membership(ConfChangeV2::default()).await.unwrap();
+    register(&first, "one").await;
+    // In the image it is one of three.
+    group.stop(1).await;
+    group.start(1, &dir, None);
+    while group.leader_of(&[1, 2, 3]).await != 1 {
+        let leader = group.replica(group.leader_of(&[1, 2, 3]).await);
+        let _ = leader.transfer(Some(1)).await;
+    }
+    let first = group.replica(1);
+    first.change_membership(change(&[2, 3], ConfChangeType::RemoveNode)).await.unwrap();
+    first.change_membership(ConfChangeV2::default()).await.unwrap();
+    let mut members = first.membership_changes();
+    members.wait_for(|now| now.voters == [1] && !now.is_joint()).await.unwrap();
+    group.stop(1).await;
+    group.start(1, &dir, None);
+    let alone = group.replica(1);
+    let mut standing = alone.standing();
+    let leads = tokio::time::timeout(PATIENCE, standing.wait_for(|now| now.leads)).await;
+    leads.expect("it leads").unwrap();
+    register(&alone, "two").await;
+    group.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_fell_behind_takes_the_snapshot_also_after_a_restart() {
     let root = tempfile::tempdir().unwrap();
     let mut group = Group::default();
