@@ -40,6 +40,7 @@ mod server;
 mod sessions;
 mod submission;
 mod unplaceable;
+mod watchdog;
 
 pub use config::{Config, GivenCa, ObjectStore};
 pub use identity::join_cluster;

@@ -5,6 +5,7 @@ mod parts;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -47,7 +48,7 @@ use crate::peers::{self, Dialler, ReplicationService};
 use crate::planner::Planner;
 use crate::replica::{DirLock, Notice, ReplicaThread};
 use crate::run_watch;
-use crate::{away, expiry, group, kept_logs, origin, retention, unplaceable};
+use crate::{away, expiry, group, kept_logs, origin, retention, unplaceable, watchdog};
 
 use failure::Failure;
 use parts::{Opened, Parts};
@@ -57,6 +58,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How long a start waits for the replay of the log. Without a quorum it would wait in
 /// vain, and serving what is known is better than nothing.
 const CURRENT_MAX: Duration = Duration::from_secs(2);
+/// How long the replica may take to end: a snapshot may be under way.
+const STOP_REPLICA: Duration = Duration::from_secs(30);
 /// How long tasks may take to end: they wait for one proposal at most.
 const STOP: Duration = Duration::from_secs(10);
 /// Largest message that a client may send, bytes: a submission with all its parts at
@@ -290,8 +293,13 @@ impl Coordinator {
         let tasks = tokio::time::timeout(STOP, self.tasks.wait()).await;
         self.parts.replica.stop();
         if let Some(thread) = self.thread.take() {
-            tokio::task::spawn_blocking(|| thread.join())
+            let joined = tokio::task::spawn_blocking(|| thread.join());
+            // Where the disk hangs, this thread never ends; its process can.
+            let hangs = self.failure.hangs.load(Ordering::Relaxed);
+            let patience = if hangs { Duration::ZERO } else { STOP_REPLICA };
+            tokio::time::timeout(patience, joined)
                 .await
+                .map_err(|_| self.failure.take_or("the replica does not stop: its disk hangs"))?
                 .context("stop the replica")?
                 .context("the replica failed")?;
         }
@@ -331,6 +339,7 @@ impl Coordinator {
         self.task("effects", effects.run(notices, stop()));
         self.task("dispatcher", dispatcher.run(stop()));
         self.task("planner", planner.run(stop()));
+        self.task("watchdog", watchdog::run(parts.replica.clone(), stop()));
         self.task("disk", parts.disk.clone().run(parts.replica.clone(), stop()));
         let leases = Arc::clone(&parts.leases);
         let (replica, leadership) = (parts.replica.clone(), parts.leadership.clone());

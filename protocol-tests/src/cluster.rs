@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::farm::{Farm, Process, wait_for};
@@ -19,6 +22,9 @@ pub const AGENTS: usize = 4;
 
 /// How many coordinators, and agents, may join in one test, wiped ones again.
 const JOINS_MAX: &str = "64";
+
+/// The thread of a coordinator that writes its log.
+const REPLICA_THREAD: &str = "replica";
 
 /// What an address is printed after.
 const LISTENS: &str = "listening on https://";
@@ -51,6 +57,37 @@ pub struct Cluster {
 struct Place {
     /// `https://HOST:PORT`.
     endpoint: String,
+}
+
+/// A thread that stands still for as long as the test's own thread lives.
+#[derive(Debug)]
+pub struct HungThread {
+    id: Pid,
+}
+
+impl HungThread {
+    /// The thread of this name.
+    fn of(process: u32, name: &str) -> Self {
+        let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("threads").flatten();
+        let mut tasks = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+        let is_named = |id: &i32| {
+            let comm = std::fs::read_to_string(format!("/proc/{process}/task/{id}/comm"));
+            comm.is_ok_and(|comm| comm.trim() == name)
+        };
+        let id = Pid::from_raw(tasks.find(is_named).expect("a thread of this name"));
+        ptrace::seize(id, ptrace::Options::empty()).expect("take hold of a thread");
+        ptrace::interrupt(id).expect("stop a thread");
+        Self { id }
+    }
+
+    /// Whether it ended with its process, which is not over before that was asked.
+    pub fn is_over(&self) -> bool {
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+        matches!(
+            waitpid(self.id, Some(flags)),
+            Err(_) | Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..))
+        )
+    }
 }
 
 impl Cluster {
@@ -220,6 +257,13 @@ impl Cluster {
     /// Sends a coordinator a signal.
     pub fn signal(&self, number: usize, signal: Signal) {
         self.coordinators[number].as_ref().expect("it runs").signal(signal);
+    }
+
+    /// Has the thread of a coordinator that writes its log stand still, as in a write that
+    /// never ends. The other threads go on.
+    pub fn hang(&self, number: usize) -> HungThread {
+        let process = self.coordinators[number].as_ref().expect("it runs");
+        HungThread::of(process.pid(), REPLICA_THREAD)
     }
 
     /// Whether a coordinator runs.

@@ -57,6 +57,25 @@ fn a_leader_that_stands_still_is_replaced_and_steps_back() {
 }
 
 #[test]
+fn a_leader_whose_disk_hangs_is_replaced_and_ends() {
+    let (mut farm, jobs) = begin(4);
+    let leader = farm.leader();
+    let hung = farm.hang(leader);
+    let at = SystemTime::now();
+    let run = submit_short(&farm, "ubuntu-latest");
+    let started = short_started(&farm, &run).duration_since(at).unwrap_or_default();
+    println!("a job was submitted and started {started:?} after the leader's disk hung");
+    assert_ne!(farm.leader(), leader);
+    // Whoever is connected to it must not wait for ever.
+    wait_for("it to end", || hung.is_over() && !farm.is_running(leader));
+    let said = farm.farm().log(&format!("c{leader}"));
+    assert!(said.contains("its disk hangs"), "{said}");
+    farm.start_coordinator(leader);
+    farm.wait_until_whole();
+    jobs.finish(&farm);
+}
+
+#[test]
 fn without_any_coordinator_jobs_freeze_and_go_on_afterwards() {
     let (mut farm, jobs) = begin(8);
     let processes = jobs.started(jobs.count());
