@@ -173,6 +173,11 @@ impl Cluster {
         all.collect::<Vec<_>>().join(",")
     }
 
+    /// Where a coordinator listens, once it was started.
+    pub fn endpoint(&self, number: usize) -> String {
+        self.places[number].endpoint.clone()
+    }
+
     /// Starts one coordinator more, which joins the others; its number.
     pub fn add_coordinator(&mut self) -> usize {
         let number = self.add_place();

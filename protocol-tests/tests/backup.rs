@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::Value;
+use steading_proto::tls::{Identity, channel};
+use steading_proto::v1;
+use steading_proto::v1::join_client::JoinClient;
 use steading_protocol_tests::cluster::Cluster;
-use steading_protocol_tests::farm::{Farm, Process, wait_for, wait_for_lines};
+use steading_protocol_tests::farm::{Farm, Process, holds_in_time, wait_for, wait_for_lines};
 use steading_protocol_tests::jobs::run_states;
+use tonic::Code;
 
 const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
 
@@ -151,10 +155,15 @@ fn a_survivor_of_a_lost_majority_goes_on_as_the_runbook_says() {
         .map(|number| farm.submit(&project(&farm, &format!("p{number}"), &format!("{number}\n"))))
         .collect();
     wait_for("the survivor to have it all", || farm.member(0)["lag"] == 0);
+    let agent = Identity::load(&farm.farm().dir().join("a0/identity")).expect("a certificate");
+    let agent = Arc::new(agent);
+    wait_for("it to know the CAs of all", || cas_known_to(&farm, 0, &agent) == Ok(COORDINATORS));
     for lost in [1, 2] {
         farm.kill_9(lost);
         farm.wipe(lost);
     }
+    // It cannot know whether these are all, and nobody is to believe too few.
+    assert_eq!(cas_known_to(&farm, 0, &agent), Err(Code::Unavailable));
 
     // 1. Stop every coordinator that is left.
     farm.terminate(0);
@@ -192,7 +201,14 @@ fn a_survivor_of_a_lost_majority_goes_on_as_the_runbook_says() {
         farm.start_coordinator(lost);
     }
     farm.wait_until_whole();
-    wait_for_lines(&farm.farm().dir().join("started"), 2);
+    let started = farm.farm().dir().join("started");
+    let again = || std::fs::read_to_string(&started).is_ok_and(|text| text.lines().count() >= 2);
+    assert!(
+        holds_in_time(again),
+        "it does not start again\n{}\n{}",
+        farm.stead(&["explain", &long]),
+        farm.farm().log("a0"),
+    );
     std::fs::write(farm.farm().dir().join("go"), "").expect("let the long job end");
     wait_until_ended(&farm, there.keys());
     assert_eq!(submit_and_wait(&farm, &done), (0, CACHED));
@@ -233,6 +249,16 @@ impl Load {
             self.acknowledged().insert(run, project);
         }
     }
+}
+
+/// How many CAs an agent is told of by a coordinator.
+fn cas_known_to(farm: &Cluster, number: usize, agent: &Arc<Identity>) -> Result<usize, Code> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let channel = channel(&farm.endpoint(number), Arc::clone(agent)).expect("an endpoint");
+        let bundle = JoinClient::new(channel).get_bundle(v1::GetBundleRequest {}).await;
+        bundle.map(|bundle| bundle.get_ref().anchors.len()).map_err(|status| status.code())
+    })
 }
 
 /// A job that runs when this returns.

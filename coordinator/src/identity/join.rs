@@ -209,7 +209,11 @@ impl Join for JoinService {
         &self,
         _: Request<v1::GetBundleRequest>,
     ) -> Result<Response<v1::Bundle>, Status> {
-        Ok(Response::new(self.credentials()?.bundle(&self.replica.view())))
+        let credentials = self.credentials()?;
+        // Whoever is told of too few CAs believes nobody else any more. A replica that has
+        // just joined, or was away, does not know them all.
+        self.replica.read_barrier_anywhere().await?;
+        Ok(Response::new(credentials.bundle(&self.replica.view())))
     }
 }
 
