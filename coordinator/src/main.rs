@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
@@ -54,12 +55,21 @@ enum Endpoint {
     Loopback(SocketAddr),
 }
 
+/// How long what was told to stop may hold up the end.
+const EXIT_MAX: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Runtime::new().context("start the runtime");
-    match runtime.and_then(|runtime| runtime.block_on(run(args))) {
+    let ended = runtime.and_then(|runtime| {
+        let ended = runtime.block_on(run(args));
+        // All connections are closed when this returns; a write that hangs is not waited for.
+        runtime.shutdown_timeout(EXIT_MAX);
+        ended
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -285,19 +285,19 @@ impl Coordinator {
     ///
     /// Something had failed before, or did not stop in time.
     pub async fn stop(mut self) -> anyhow::Result<()> {
+        // Where the disk hangs, what waits for the replica never ends; its process can.
+        let hangs = self.failure.hangs.load(Ordering::Relaxed);
+        let bound = |patience| if hangs { Duration::ZERO } else { patience };
         self.stop_serving.cancel();
         self.streams.close();
-        let streams = tokio::time::timeout(STOP, self.streams.wait()).await;
+        let streams = tokio::time::timeout(bound(STOP), self.streams.wait()).await;
         self.stop.cancel();
         self.tasks.close();
-        let tasks = tokio::time::timeout(STOP, self.tasks.wait()).await;
+        let tasks = tokio::time::timeout(bound(STOP), self.tasks.wait()).await;
         self.parts.replica.stop();
         if let Some(thread) = self.thread.take() {
             let joined = tokio::task::spawn_blocking(|| thread.join());
-            // Where the disk hangs, this thread never ends; its process can.
-            let hangs = self.failure.hangs.load(Ordering::Relaxed);
-            let patience = if hangs { Duration::ZERO } else { STOP_REPLICA };
-            tokio::time::timeout(patience, joined)
+            tokio::time::timeout(bound(STOP_REPLICA), joined)
                 .await
                 .map_err(|_| self.failure.take_or("the replica does not stop: its disk hangs"))?
                 .context("stop the replica")?
@@ -317,6 +317,7 @@ impl Coordinator {
             let (peers, replica) = (|| Arc::clone(peers), || parts.replica.clone());
             self.task("peers", peers().run(outbound, stop()));
             self.task("group", group::run(peers(), replica(), stop()));
+            self.task("watchdog", watchdog::run(peers(), replica(), stop()));
             self.task("announcement", group::announce(peers(), replica(), stop()));
         }
         let run_finished = Arc::new(Notify::new());
@@ -339,7 +340,6 @@ impl Coordinator {
         self.task("effects", effects.run(notices, stop()));
         self.task("dispatcher", dispatcher.run(stop()));
         self.task("planner", planner.run(stop()));
-        self.task("watchdog", watchdog::run(parts.replica.clone(), stop()));
         self.task("disk", parts.disk.clone().run(parts.replica.clone(), stop()));
         let leases = Arc::clone(&parts.leases);
         let (replica, leadership) = (parts.replica.clone(), parts.leadership.clone());

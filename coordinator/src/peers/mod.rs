@@ -16,7 +16,7 @@ mod ship;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use protobuf::Message as _;
@@ -34,6 +34,9 @@ pub(crate) use service::ReplicationService;
 
 /// Largest message between replicas, bytes: one of Raft's with the largest entry.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// How long another member leads since it said so. It says so several times a second.
+const LED_MAX: Duration = Duration::from_secs(2);
 
 /// Who this replica is.
 #[derive(Clone, Debug)]
@@ -71,6 +74,8 @@ pub(crate) struct Peers {
     links: Mutex<BTreeMap<u64, Arc<Link>>>,
     /// Held while a snapshot is taken in.
     receiving: tokio::sync::Mutex<()>,
+    /// When another member last spoke as the leader of a term that is not over here.
+    led: Mutex<Option<Instant>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -82,6 +87,7 @@ impl Peers {
             replica,
             links: Mutex::default(),
             receiving: tokio::sync::Mutex::default(),
+            led: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }
@@ -135,6 +141,17 @@ impl Peers {
     /// Whose clock is too far off the others' for it to lead, this replica's among them.
     pub(crate) fn clocks_off(&self) -> BTreeSet<u64> {
         clock::who_is_off(self.me.id, &self.clocks_ahead_ms())
+    }
+
+    /// Whether another member leads, whatever this replica knows of it yet.
+    pub(crate) fn others_go_on(&self) -> bool {
+        let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        led.is_some_and(|at| at.elapsed() <= LED_MAX)
+    }
+
+    /// Another member spoke as the leader.
+    fn is_led_now(&self) {
+        *self.led.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// How long ago the peer answered.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protobuf::Message as _;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use steading_proto::v1;
 use steading_proto::v1::replication_server::Replication;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +127,11 @@ impl Peers {
             return Err(Status::permission_denied(
                 "a message is not from its sender to this replica",
             ));
+        }
+        let leads =
+            matches!(message.get_msg_type(), MessageType::MsgHeartbeat | MessageType::MsgAppend);
+        if leads && message.term >= self.replica.standing().borrow().term {
+            self.is_led_now();
         }
         // One too many is dropped: Raft repeats it.
         let _ = self.replica.step(message);

@@ -86,6 +86,12 @@ impl Replica {
         answer.await.map_err(|_| ProposeError::Stopped)
     }
 
+    /// How often it has gone through what there was to do since it started; 0 as long as it
+    /// takes in what the log holds. Where there are others it is done several times a second.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
     /// Hears a message of another member. Raft says again what is dropped.
     ///
     /// # Errors

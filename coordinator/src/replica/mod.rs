@@ -36,7 +36,7 @@ pub mod wal;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -144,6 +144,7 @@ pub enum ProposeError {
 pub struct Replica {
     input: SyncSender<Input>,
     stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
     view: Arc<ArcSwap<State>>,
     changes: watch::Receiver<u64>,
     standing: watch::Receiver<Standing>,
@@ -218,6 +219,7 @@ impl Replica {
             spawn("replica-keeper", move || thread::keep(keeper, &job_queue, &done))?;
 
         let stop = Arc::new(AtomicBool::new(false));
+        let rounds = Arc::new(AtomicU64::new(0));
         let view = Arc::new(ArcSwap::from_pointee(node.state().clone()));
         let (changes, watching) = watch::channel(node.state().version());
         let (notices, consumer) = mpsc::channel(NOTICES_MAX);
@@ -229,6 +231,7 @@ impl Replica {
             node,
             input: inputs,
             stop: Arc::clone(&stop),
+            rounds: Arc::clone(&rounds),
             view: Arc::clone(&view),
             changes,
             notices,
@@ -244,7 +247,8 @@ impl Replica {
         };
         let thread = spawn("replica", move || thread.run())?;
         let names = Arc::new(names);
-        let replica = Self { input, stop, view, changes: watching, standing, membership, names };
+        let replica =
+            Self { input, stop, rounds, view, changes: watching, standing, membership, names };
         let thread = ReplicaThread(thread);
         Ok(Started { replica, thread, notices: consumer, outbound: outbox })
     }

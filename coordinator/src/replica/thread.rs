@@ -2,7 +2,7 @@
 //! everybody. Nothing but the disk makes it wait while there is work.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -89,6 +89,8 @@ pub(crate) struct Thread {
     pub(crate) node: Node,
     pub(crate) input: Receiver<Input>,
     pub(crate) stop: Arc<AtomicBool>,
+    /// Counts what it has done.
+    pub(crate) rounds: Arc<AtomicU64>,
     pub(crate) view: Arc<ArcSwap<State>>,
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) notices: mpsc::Sender<Notice>,
@@ -137,6 +139,7 @@ impl Thread {
         // The election of a single voter, and what the log holds.
         self.round(Wave::default())?;
         loop {
+            self.rounds.fetch_add(1, Ordering::Relaxed);
             let wave = self.gather();
             if self.stop.load(Ordering::Acquire) {
                 return self.finish(wave);

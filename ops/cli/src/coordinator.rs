@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,6 +21,9 @@ use crate::connect::Endpoint;
 use crate::exit::{Ended, Failure};
 use crate::out;
 use crate::signals::Signals;
+
+/// How long the removal of sockets may take: the next start does it again.
+const REMOVE_MAX: Duration = Duration::from_secs(1);
 
 /// The socket in the data directory on which admins are served.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -107,7 +111,9 @@ pub async fn run(args: args::Coordinator, edition: Edition) -> Result<Ended, Fai
     };
     stop.cancel();
     while serving.join_next().await.is_some() {}
-    remove_sockets(&addresses);
+    // Where the disk hangs this does, too.
+    let removed = tokio::task::spawn_blocking(move || remove_sockets(&addresses));
+    let _ = tokio::time::timeout(REMOVE_MAX, removed).await;
     let stopped = match Arc::try_unwrap(coordinator) {
         Ok(coordinator) => coordinator.stop().await,
         Err(_) => Err(anyhow::anyhow!("a listener still holds the coordinator")),

@@ -45,6 +45,7 @@ mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use steading_coordinator::Coordinator;
@@ -93,12 +94,16 @@ pub fn main_of(edition: Edition) -> ExitCode {
     })
 }
 
+/// How long a coordinator that was told to stop may hold up the end.
+const EXIT_MAX: Duration = Duration::from_secs(1);
+
 fn in_runtime(verb: Verb, edition: Edition) -> Result<Ended, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)?;
+    let serves = matches!(verb, Verb::Coordinator(_));
     let ended = runtime.block_on(async {
         // The futures are large, and a stack is not the place for them.
         match verb {
@@ -134,8 +139,9 @@ fn in_runtime(verb: Verb, edition: Edition) -> Result<Ended, Failure> {
             Verb::Expr(args) => expr::run(&args),
         }
     });
-    // What still runs has been told to stop, and a blocking call must not hold the exit.
-    runtime.shutdown_background();
+    // What still runs has been told to stop, and a blocking call must not hold the exit. Those
+    // who are connected to a coordinator hear of its end even if its last write never ends.
+    runtime.shutdown_timeout(if serves { EXIT_MAX } else { Duration::ZERO });
     ended
 }
 
