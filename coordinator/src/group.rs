@@ -10,7 +10,7 @@ use anyhow::bail;
 use steading_core::{Proposal, Rejection, State};
 use steading_proto::v1;
 use steading_proto::v1::cluster_client::ClusterClient;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -32,6 +32,9 @@ const HAND_OVER_MAX: Duration = Duration::from_millis(1_000);
 /// How long one of the others has to take over. One whose disk is full does not answer.
 const OFFER_MAX: Duration = Duration::from_millis(300);
 
+/// Before the lead is offered again that everybody has declined.
+const DECLINED_PAUSE: Duration = Duration::from_secs(8);
+
 /// Pause after one that did not.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -49,17 +52,17 @@ pub(crate) async fn run(
     let mut members = replica.membership_changes();
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // By whom this leader's offers were declined.
-    let mut declined = BTreeMap::new();
+    // By whom this leader's offers were declined, and when last.
+    let mut offers = Offers::default();
     let keep = async {
         loop {
             replica.bar(Bar::Clock, peers.clocks_off().contains(&peers.me().id));
             let leads = standing.borrow_and_update().leads;
             members.borrow_and_update();
             if !leads {
-                declined.clear();
+                offers = Offers::default();
             }
-            if leads && let Err(error) = keep_up(&peers, &replica, &mut declined).await {
+            if leads && let Err(error) = keep_up(&peers, &replica, &mut offers).await {
                 tracing::debug!(%error, "the group stays as it is for now");
             }
             tokio::select! {
@@ -78,7 +81,7 @@ pub(crate) async fn run(
 async fn keep_up(
     peers: &Peers,
     replica: &Replica,
-    declined: &mut Declined,
+    offers: &mut Offers,
 ) -> Result<(), ProposeError> {
     let me = peers.me();
     let state = replica.view();
@@ -90,14 +93,19 @@ async fn keep_up(
             Err(error) => return Err(error),
         }
     }
-    let group = seen(peers, replica, declined).await?;
+    let group = seen(peers, replica, &offers.declined).await?;
     match due(&group) {
         None => Ok(()),
+        // All have declined: nothing is proposed while an offer is open.
+        Some(Change::Transfer(to)) if offers.declined.contains_key(&to) && offers.is_fresh() => {
+            Ok(())
+        }
         Some(Change::Transfer(to)) => {
             tracing::info!(to, "leadership.transfer");
             let moved = replica.transfer(Some(to)).await;
             if moved == Err(ProposeError::Busy) {
-                *declined.entry(to).or_insert(0) += 1;
+                *offers.declined.entry(to).or_insert(0) += 1;
+                offers.last = Some(Instant::now());
             }
             moved
         }
@@ -133,6 +141,19 @@ pub(crate) async fn hand_over(peers: &Peers, replica: &Replica) {
 
 /// How often members have declined the lead, by id.
 pub(crate) type Declined = BTreeMap<u64, u32>;
+
+/// What came of this leader's offers of the lead.
+#[derive(Debug, Default)]
+struct Offers {
+    declined: Declined,
+    last: Option<Instant>,
+}
+
+impl Offers {
+    fn is_fresh(&self) -> bool {
+        self.last.is_some_and(|last| last.elapsed() < DECLINED_PAUSE)
+    }
+}
 
 /// What this leader knows of the group.
 pub(crate) async fn seen(

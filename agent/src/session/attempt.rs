@@ -32,11 +32,11 @@ const LOG_WAIT_MS: u64 = 5_000;
 
 /// How long a lease is tried to be given back, milliseconds, unless the agent ends before;
 /// then it runs out by itself.
-const RELEASE_WAIT_MS: u64 = 10_000;
+const RELEASE_WAIT_MS: u64 = 5_000;
 
 /// How long a result is told that comes too late, milliseconds: nothing but the record
 /// of it depends on that.
-const LATE_MS_MAX: u64 = 30_000;
+const LATE_MS_MAX: u64 = 10_000;
 
 /// What is known of a job.
 struct Job {

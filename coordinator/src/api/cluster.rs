@@ -109,6 +109,12 @@ impl Cluster for ClusterService {
             self.propose(group::update(me)).await?;
         }
         let v1::AdmitReplicaRequest { storage_id, endpoint, feature_level: level, .. } = request;
+        if self.leaves(&storage_id) {
+            // Its vote counts until it is out: it goes on for so long.
+            return Err(Status::unavailable(
+                "the replica was removed, and is needed until others are there",
+            ));
+        }
         let admit = Proposal::AdmitReplica { storage_id: storage_id.clone(), endpoint, level };
         self.replica.propose(admit).await.map_err(|error| match error {
             ProposeError::Rejected(Rejection::FeatureLevel { level, current }) => {
@@ -116,10 +122,6 @@ impl Cluster for ClusterService {
                     "the group is at feature level {current}, and the version of this coordinator \
                      knows no later one than {level}: start a later version"
                 ))
-            }
-            // Its vote counts until it is out: it goes on for so long.
-            ProposeError::Rejected(Rejection::ReplicaRemoved) if self.is_member(&storage_id) => {
-                Status::unavailable("the replica was removed, and is needed until others are there")
             }
             other => self.refused(other),
         })?;
@@ -232,10 +234,11 @@ impl ClusterService {
         self.replica.propose(proposal).await.map(drop).map_err(|error| self.refused(error))
     }
 
-    /// Whether Raft still counts on who has this directory.
-    fn is_member(&self, storage_id: &str) -> bool {
-        let row = self.replica.view().replica_by_storage(storage_id).map(|row| row.id);
-        row.is_some_and(|id| self.replica.membership().contains(id))
+    /// Whether who has this directory was removed, and Raft still counts on it.
+    fn leaves(&self, storage_id: &str) -> bool {
+        let state = self.replica.view();
+        let row = state.replica_by_storage(storage_id).filter(|row| row.removed);
+        row.is_some_and(|row| self.replica.membership().contains(row.id))
     }
 
     fn refused(&self, error: ProposeError) -> Status {

@@ -22,7 +22,7 @@ use super::world::{AgentEvent, Event, Flow, World};
 const LEASE: Us = LEASE_AGENT_MS * MS;
 
 /// How long an agent tries to give a lease back.
-const RELEASE_WAIT: Us = 10 * S;
+const RELEASE_WAIT: Us = 5 * S;
 
 /// How long it asks the coordinators to take back what it has not started.
 const HAND_BACK_WAIT: Us = 10 * S;

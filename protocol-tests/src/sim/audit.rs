@@ -183,7 +183,7 @@ impl Audit {
                 self.tally.saw_many(Seen::Expired, live.count() as u64);
             }
             Proposal::CancelRun { .. } => self.tally.saw(Seen::Cancels),
-            Proposal::RetryRun { run, .. } => self.retried(before, *run),
+            Proposal::RetryRun { run, again, .. } => self.retried(before, *run, again)?,
             Proposal::RetireRuns { runs } => {
                 let gone = runs.iter().filter(|run| self.state.run(**run).is_none());
                 let before = self.retired.len();
@@ -279,16 +279,23 @@ impl Audit {
     }
 
     /// An ended run goes on. What is planned anew is forgotten, whatever became of it.
-    fn retried(&mut self, before: &State, run: RunId) {
+    fn retried(&mut self, before: &State, run: RunId, again: &[String]) -> Result<(), String> {
         let gone: Vec<&Job> =
             before.jobs_of(run).filter(|job| self.state.job(job.id).is_none()).collect();
         if before.run(run).map(|run| run.retries) != self.state.run(run).map(|run| run.retries) {
             self.tally.saw(Seen::Retried);
         }
         for job in gone {
+            let outcome = job.outcome().map(|outcome| outcome.conclusion);
+            let failed = matches!(outcome, Some(Conclusion::Failure | Conclusion::Cancelled));
+            let anew = again.contains(&job.definition.key);
+            ensure(anew || (failed && job.definition.spec.size == 0), || {
+                format!("{} had ended with {outcome:?}, and is forgotten", job.id)
+            })?;
             self.legs.remove(&(run, job.definition.key.clone(), job.definition.leg));
             self.reported.remove(&job.id);
         }
+        Ok(())
     }
 
     /// A job of a run that goes on: it had failed, or was cancelled, and waits for its turn; or

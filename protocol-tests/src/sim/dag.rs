@@ -112,11 +112,13 @@ fn plan(
 }
 
 fn new_job(key: &Key, leg: u32, needed: bool, decided: Option<Outcome>) -> NewJob {
+    // What never runs needs none.
+    let spec_bytes = if decided.is_some() { 0 } else { 1 + u64::from(leg) };
     NewJob {
         key: key.name.clone(),
         leg,
         name: String::new(),
-        spec: Digest { hash: [0; 32], size: u64::from(leg) },
+        spec: Digest { hash: [0; 32], size: spec_bytes },
         labels: key.labels.clone(),
         resources: Resources { cpu_milli: 100, memory_mib: 10 },
         needed,

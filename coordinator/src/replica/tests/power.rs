@@ -200,11 +200,7 @@ impl Story {
     fn tick(&mut self) {
         self.clock_ms += 25;
         for id in 1..=4 {
-            let timeout = ELECTION_TICKS + self.dice.below(ELECTION_TICKS as u64) as usize;
-            self.with(id, |node, _| {
-                node.tick();
-                node.set_election_timeout(timeout);
-            });
+            self.with(id, |node, _| node.tick());
         }
     }
 
@@ -389,8 +385,11 @@ impl Story {
         let member = self.members.get_mut(&id)?;
         let (node, _) = member.live.as_mut()?;
         let mut output = Output::default();
+        let timeout = ELECTION_TICKS + self.dice.below(ELECTION_TICKS as u64) as usize;
         let result = run(node, &mut output);
+        node.set_election_timeout(timeout);
         let result = result.and_then(|done| node.process(&mut output).map(|()| done));
+        node.set_election_timeout(timeout);
         if let Err(error) = &result {
             let failed = member.fs.failures() > member.failures;
             let excused = matches!(error, ReplicaError::Wal(_)) && (failed || member.fs.is_off());
