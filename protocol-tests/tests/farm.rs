@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use steading_protocol_tests::farm::{Farm, process_state, wait_for, wait_for_lines};
+use steading_protocol_tests::farm::{Farm, Process, process_state, wait_for, wait_for_lines};
 
 const STEAD: &str = env!("CARGO_BIN_EXE_stead-under-test");
 
@@ -35,8 +35,7 @@ fn a_run_survives_the_death_of_its_coordinator() {
     let _coordinator = farm.coordinator();
     std::fs::write(farm.dir().join("go"), "").expect("let the job end");
 
-    let (code, summary) = submit.finish();
-    assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.log("submit"), farm.log("coordinator"));
+    check_ends_well(&farm, submit);
     assert_eq!(wait_for_lines(&farm.dir().join("started"), 1), started, "it started once");
     assert_log_has_no_gap(&farm);
 }
@@ -55,8 +54,7 @@ fn a_job_without_a_coordinator_freezes_and_thaws() {
     wait_for("the job to thaw", || process_state(pid).is_some_and(|state| state != 'T'));
     std::fs::write(farm.dir().join("go"), "").expect("let the job end");
 
-    let (code, summary) = submit.finish();
-    assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.log("submit"), farm.log("coordinator"));
+    check_ends_well(&farm, submit);
     assert_eq!(wait_for_lines(&farm.dir().join("started"), 1).len(), 1, "it started once");
     assert_log_has_no_gap(&farm);
 }
@@ -78,8 +76,7 @@ fn a_job_whose_agent_dies_is_gone_before_it_starts_again() {
     let second = wait_for_lines(&farm.dir().join("started"), 2);
     assert_eq!(process_state(first), None, "the first attempt was gone before the second began");
     std::fs::write(farm.dir().join("go"), "").expect("let the job end");
-    let (code, summary) = submit.finish();
-    assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.log("submit"), farm.log("a1"));
+    check_ends_well(&farm, submit);
     assert_eq!(second.len(), 2);
 }
 
@@ -97,8 +94,7 @@ fn a_log_that_ends_without_a_coordinator_has_no_gap() {
     wait_for("the agent to notice", || farm.log("a1").contains("the coordinator is away"));
     let _coordinator = farm.coordinator();
 
-    let (code, summary) = submit.finish();
-    assert_eq!(code, Some(0), "{summary}\n{}\n{}", farm.log("submit"), farm.log("a1"));
+    check_ends_well(&farm, submit);
     assert_log_has_no_gap(&farm);
 }
 
@@ -178,6 +174,13 @@ jobs:
 fn long_project(farm: &Farm) -> std::path::PathBuf {
     let pipeline = LONG_JOB.replace("$DIR", &farm.dir().display().to_string());
     farm.project("long", &pipeline, &[])
+}
+
+/// Waits for the run to end, with success.
+fn check_ends_well(farm: &Farm, submit: Process) {
+    let (code, summary) = submit.finish();
+    let logs = ["submit", "coordinator", "a1"].map(|name| farm.log(name)).join("\n");
+    assert_eq!(code, Some(0), "{summary}\n{logs}");
 }
 
 /// The job counted its lines: the log must have each, in order, and the last.

@@ -8,6 +8,8 @@ mod backup;
 mod claims;
 mod disk;
 mod logs;
+#[path = "../memory/mod.rs"]
+mod memory;
 mod offers;
 mod origin;
 mod scheduling;

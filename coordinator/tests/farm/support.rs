@@ -1,41 +1,30 @@
 //! A coordinator over memory, and an agent that does what the story says.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use steading_coordinator::{Config, Coordinator};
 use steading_model::DigestFunction;
 use steading_pipeline::job::{JobResult, JobSpec};
 use steading_proto::v1;
 use steading_proto::v1::pipelines_client::PipelinesClient;
-use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 
 pub(crate) use crate::agent::Agent;
-
-/// A story that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Waits, but not for ever.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what} did not come"),
-    }
-}
+use crate::memory::Served;
+pub(crate) use crate::memory::soon;
 
 pub(crate) struct Farm {
-    pub(crate) coordinator: Arc<Coordinator>,
-    connect: mpsc::Sender<std::io::Result<DuplexStream>>,
-    serving: JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+    served: Served,
+}
+
+impl Deref for Farm {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
+    }
 }
 
 /// Takes work however full the disk is that tests run on.
@@ -52,37 +41,12 @@ impl Farm {
 
     pub(crate) async fn start_with(mut config: Config) -> Self {
         config.segment_bytes = 4 << 20;
-        let coordinator = Arc::new(Coordinator::start(config).await.unwrap());
-        let stop = CancellationToken::new();
-        let (connect, accept) = mpsc::channel(16);
-        let mut serving = JoinSet::new();
-        let (server, shutdown) = (Arc::clone(&coordinator), stop.clone().cancelled_owned());
-        serving.spawn(async move { server.serve(ReceiverStream::new(accept), shutdown).await });
-        Self { coordinator, connect, serving, stop }
+        Self { served: Served::new(Coordinator::start(config).await.unwrap()) }
     }
 
     /// Stops as a signal would make it; clients see their connections end.
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        while let Some(ended) = soon("the end of serving", self.serving.join_next()).await {
-            ended.unwrap().unwrap();
-        }
-        let coordinator = Arc::into_inner(self.coordinator).expect("nobody else holds it");
-        soon("the end of the coordinator", coordinator.stop()).await.unwrap();
-    }
-
-    pub(crate) fn channel(&self) -> Channel {
-        let connect = self.connect.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let connect = connect.clone();
-            async move {
-                let (here, there) = tokio::io::duplex(1 << 20);
-                let refused = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-                connect.send(Ok(there)).await.map_err(refused)?;
-                Ok::<_, std::io::Error>(TokioIo::new(here))
-            }
-        });
-        Endpoint::from_static("http://memory").connect_with_connector_lazy(connector)
+    pub(crate) async fn stop(self) {
+        self.served.stop().await;
     }
 
     pub(crate) fn pipelines(&self) -> PipelinesClient<Channel> {

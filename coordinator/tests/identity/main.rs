@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a story that fails should fail loudly")]
 
 mod departed;
+#[path = "../memory/mod.rs"]
+mod memory;
 mod methods;
 mod support;
 

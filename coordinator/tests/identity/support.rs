@@ -1,11 +1,11 @@
 //! A coordinator over mTLS, and members of its farm.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType, SerialNumber};
 use steading_coordinator::{Config, Coordinator, ObjectStore};
 use steading_model::Role;
@@ -13,32 +13,24 @@ use steading_proto::tls::{self, Identity, IdentityFiles, JoinToken};
 use steading_proto::v1;
 use steading_proto::v1::identities_client::IdentitiesClient;
 use tempfile::TempDir;
-use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 
-/// A story that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Waits, but not for ever.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what} did not come"),
-    }
-}
+use crate::memory::Served;
+pub(crate) use crate::memory::soon;
 
 pub(crate) struct Farm {
     pub(crate) dir: TempDir,
-    pub(crate) coordinator: Arc<Coordinator>,
+    served: Served,
     pub(crate) endpoint: String,
-    connect: mpsc::Sender<std::io::Result<DuplexStream>>,
-    serving: JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+}
+
+impl Deref for Farm {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
+    }
 }
 
 impl Farm {
@@ -65,40 +57,21 @@ impl Farm {
         (config.disk_low_bytes, config.ballast_bytes) = (Some(0), 0);
         config.segment_bytes = 4 << 20;
         set(&mut config, &endpoint);
-        let coordinator = Arc::new(Coordinator::start(config).await.unwrap());
-        let stop = CancellationToken::new();
-        let mut serving = JoinSet::new();
-        let (connect, accept) = mpsc::channel(16);
-        let (server, shutdown) = (Arc::clone(&coordinator), stop.clone().cancelled_owned());
-        serving.spawn(async move { server.serve(ReceiverStream::new(accept), shutdown).await });
-        coordinator.secure().await.unwrap();
-        let (server, shutdown) = (Arc::clone(&coordinator), stop.clone().cancelled_owned());
-        serving.spawn(async move { server.serve_tls(listener, shutdown).await });
-        Self { dir, coordinator, endpoint, connect, serving, stop }
+        let mut served = Served::new(Coordinator::start(config).await.unwrap());
+        served.coordinator.secure().await.unwrap();
+        let server = Arc::clone(&served.coordinator);
+        let shutdown = served.stop.clone().cancelled_owned();
+        served.serving.spawn(async move { server.serve_tls(listener, shutdown).await });
+        Self { dir, served, endpoint }
     }
 
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        while let Some(ended) = soon("the end of serving", self.serving.join_next()).await {
-            ended.unwrap().unwrap();
-        }
-        let coordinator = Arc::into_inner(self.coordinator).expect("nobody else holds it");
-        soon("the end of the coordinator", coordinator.stop()).await.unwrap();
+    pub(crate) async fn stop(self) {
+        self.served.stop().await;
     }
 
     /// As somebody on the machine.
     pub(crate) fn here(&self) -> Channel {
-        let connect = self.connect.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let connect = connect.clone();
-            async move {
-                let (here, there) = tokio::io::duplex(1 << 20);
-                let refused = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-                connect.send(Ok(there)).await.map_err(refused)?;
-                Ok::<_, std::io::Error>(TokioIo::new(here))
-            }
-        });
-        Endpoint::from_static("http://memory").connect_with_connector_lazy(connector)
+        self.served.channel()
     }
 
     pub(crate) fn admin(&self) -> IdentitiesClient<Channel> {

@@ -61,11 +61,7 @@ async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
     group.knows(1, "three").await;
     let now = group.replica(1);
     assert_eq!(now.propose(super::agent_named("late")).await, Err(ProposeError::NotLeader));
-    // Not taken where the machine stands still for a moment.
-    while group.leader_of(&[1, 2, 3]).await != 1 {
-        let leader = group.replica(group.leader_of(&[1, 2, 3]).await);
-        let _ = leader.transfer(Some(1)).await;
-    }
+    group.hand_over_to(1).await;
     register(&now, "four").await;
     group.knows(2, "four").await;
     assert_eq!(group.replica(2).view().chain(), now.view().chain());
@@ -89,10 +85,7 @@ async fn the_last_one_of_a_group_leads_also_after_a_restart() {
     // In the image it is one of three.
     group.stop(1).await;
     group.start(1, &dir, None);
-    while group.leader_of(&[1, 2, 3]).await != 1 {
-        let leader = group.replica(group.leader_of(&[1, 2, 3]).await);
-        let _ = leader.transfer(Some(1)).await;
-    }
+    group.hand_over_to(1).await;
     let first = group.replica(1);
     first.change_membership(change(&[2, 3], ConfChangeType::RemoveNode)).await.unwrap();
     first.change_membership(ConfChangeV2::default()).await.unwrap();
@@ -254,6 +247,21 @@ impl Group {
             }
             standing.changed().await.unwrap();
         }
+    }
+
+    /// Has this one of three lead. It does not take the lead where the machine stands still for
+    /// a moment, and is offered it again.
+    async fn hand_over_to(&self, id: u64) {
+        let hand_over = async {
+            loop {
+                let leader = self.leader_of(&[1, 2, 3]).await;
+                if leader == id {
+                    return;
+                }
+                let _ = self.replica(leader).transfer(Some(id)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, hand_over).await.expect("it takes the lead");
     }
 
     async fn stop(&mut self, id: u64) {

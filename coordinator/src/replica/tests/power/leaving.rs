@@ -29,11 +29,11 @@ fn a_leader_that_is_out_of_the_group_steps_down() {
 }
 
 impl Story {
-    /// Lets time pass, and everything arrive, until this holds; after how many ticks.
-    pub(super) fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) -> u32 {
-        for ticks in 0..3000 {
+    /// Lets time pass, and everything arrive, until this holds.
+    pub(super) fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..3000 {
             if holds(self) {
-                return ticks;
+                return;
             }
             self.tick();
             while !self.network.is_empty() {
