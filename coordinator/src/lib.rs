@@ -45,6 +45,7 @@ mod watchdog;
 pub use config::{Config, GivenCa, ObjectStore};
 pub use identity::join_cluster;
 pub use leases::{LeaseBook, Look};
+pub use retry::keys_to_plan_again;
 
 pub use secrets::SecretsError;
 pub use server::Coordinator;

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 
 use steading_core::{Run, State};
 use steading_model::Conclusion;
-use steading_pipeline::Pipeline;
 
 /// Which keys a retry of the run plans again: those that depend, directly or not, on one
-/// that is tried again, and what was skipped because the run was cancelled.
-pub(crate) fn keys_to_plan_again(pipeline: &Pipeline, state: &State, run: &Run) -> Vec<String> {
+/// that is tried again, and what was skipped because the run was cancelled. `pipeline`: every
+/// key of it, with those that it needs.
+pub fn keys_to_plan_again<'a>(
+    pipeline: &[(&'a str, Vec<&'a str>)],
+    state: &'a State,
+    run: &Run,
+) -> Vec<String> {
     let (mut tried_again, mut again) = (BTreeSet::new(), BTreeSet::new());
     for job in state.jobs_of(run.id) {
         let key = job.definition.key.as_str();
@@ -23,13 +27,11 @@ pub(crate) fn keys_to_plan_again(pipeline: &Pipeline, state: &State, run: &Run) 
         }
     }
     loop {
-        let depends = pipeline.jobs.iter().filter(|job| {
-            let needs = |keys: &BTreeSet<&str>| {
-                job.needs.iter().any(|need| keys.contains(need.key.as_str()))
-            };
-            !again.contains(job.key.as_str()) && (needs(&tried_again) || needs(&again))
+        let depends = pipeline.iter().filter(|(key, needs)| {
+            let needs = |keys: &BTreeSet<&str>| needs.iter().any(|need| keys.contains(need));
+            !again.contains(key) && (needs(&tried_again) || needs(&again))
         });
-        let more: Vec<&str> = depends.map(|job| job.key.as_str()).collect();
+        let more: Vec<&str> = depends.map(|(key, _)| *key).collect();
         if more.is_empty() {
             return again.into_iter().map(str::to_owned).collect();
         }

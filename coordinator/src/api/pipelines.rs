@@ -24,7 +24,7 @@ use crate::logs::Logs;
 use crate::mirror::Mirror;
 use crate::progress::Progress;
 use crate::replica::{ProposeError, Replica};
-use crate::retry;
+use crate::retry::keys_to_plan_again;
 use crate::run_watch::RunWatch;
 
 /// Runs on a page that asks for no number.
@@ -206,7 +206,10 @@ impl Pipelines for PipelinesService {
         let project = row.definition.request.project.clone();
         let request = Identified { project, principal, id, body };
         let parsed = self.parsed(row.definition.submission).await?;
-        let again = retry::keys_to_plan_again(&parsed.pipeline, &state, row);
+        let needs = parsed.pipeline.jobs.iter().map(|job| {
+            (job.key.as_str(), job.needs.iter().map(|need| need.key.as_str()).collect())
+        });
+        let again = keys_to_plan_again(&needs.collect::<Vec<_>>(), &state, row);
         let revision = row.revision;
         let cluster = self.replica.cluster_id();
         kept_logs::keep_results(&self.documents, cluster, &state, run).await?;

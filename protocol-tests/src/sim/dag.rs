@@ -143,27 +143,12 @@ fn some_group(dice: &mut Dice, one_of: u64) -> Option<Concurrency> {
     })
 }
 
-/// Which of a run's keys are planned again when it is retried: those that depend on what is
-/// tried again, and what was skipped because the run was cancelled.
+/// Which of a run's keys are planned again when it is retried.
 pub(crate) fn keys_to_plan_again(state: &State, run: &Run) -> Vec<String> {
     let keys = keys(&run.definition.submission);
-    let (mut tried_again, mut again) = (BTreeSet::new(), BTreeSet::new());
-    for job in state.jobs_of(run.id) {
-        let Some(outcome) = job.outcome() else { continue };
-        let number = keys.iter().position(|key| key.name == job.definition.key);
-        match outcome.conclusion {
-            Conclusion::Failure | Conclusion::Cancelled => tried_again.extend(number),
-            Conclusion::Skipped if run.cancel.is_some() => again.extend(number),
-            Conclusion::Success | Conclusion::Skipped => (),
-        }
-    }
-    // A key needs only what stands before it.
-    for (number, key) in keys.iter().enumerate() {
-        if key.needs.iter().any(|need| tried_again.contains(need) || again.contains(need)) {
-            again.insert(number);
-        }
-    }
-    again.into_iter().map(|number| keys[number].name.clone()).collect()
+    let name = |number: &usize| keys[*number].name.as_str();
+    let needs = keys.iter().map(|key| (key.name.as_str(), key.needs.iter().map(name).collect()));
+    steading_coordinator::keys_to_plan_again(&needs.collect::<Vec<_>>(), state, run)
 }
 
 /// A run of the pipeline `number`, asked for under `id`.

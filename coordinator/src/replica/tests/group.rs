@@ -23,23 +23,9 @@ const LOOK_PERIOD: Duration = Duration::from_millis(10);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
     let root = tempfile::tempdir().unwrap();
-    let mut group = Group::default();
-    group.start(1, &root.path().join("1"), None);
-    let first = group.replica(1);
+    let (mut group, first) = Group::found(root.path());
     let one = register(&first, "one").await;
-    for id in [2, 3] {
-        let joined = group.joined(id);
-        group.start(id, &root.path().join(id.to_string()), Some(joined));
-        first.change_membership(add_learner(id)).await.unwrap();
-        group.knows(id, "one").await;
-    }
-    // Both at once: never two voters.
-    first.change_membership(make_voters(&[2, 3])).await.unwrap();
-    first.change_membership(ConfChangeV2::default()).await.unwrap();
-    for id in [1, 2, 3] {
-        let mut members = group.replica(id).membership_changes();
-        members.wait_for(|now| now.voters == [1, 2, 3] && !now.is_joint()).await.unwrap();
-    }
+    group.become_three(root.path()).await;
     register(&first, "two").await;
     group.knows(3, "two").await;
     let follower = group.replica(2);
@@ -71,17 +57,10 @@ async fn three_replicas_go_on_when_the_leader_is_lost_and_take_it_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_one_of_a_group_leads_also_after_a_restart() {
     let root = tempfile::tempdir().unwrap();
-    let mut group = Group::default();
     let dir = root.path().join("1");
-    group.start(1, &dir, None);
-    let first = group.replica(1);
-    for id in [2, 3] {
-        group.start(id, &root.path().join(id.to_string()), Some(group.joined(id)));
-        first.change_membership(add_learner(id)).await.unwrap();
-    }
-    first.change_membership(make_voters(&[2, 3])).await.unwrap();
-    first.change_membership(ConfChangeV2::default()).await.unwrap();
+    let (mut group, first) = Group::found(root.path());
     register(&first, "one").await;
+    group.become_three(root.path()).await;
     // In the image it is one of three.
     group.stop(1).await;
     group.start(1, &dir, None);
@@ -104,9 +83,7 @@ async fn the_last_one_of_a_group_leads_also_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_fell_behind_takes_the_snapshot_also_after_a_restart() {
     let root = tempfile::tempdir().unwrap();
-    let mut group = Group::default();
-    group.start(1, &root.path().join("1"), None);
-    let first = group.replica(1);
+    let (mut group, first) = Group::found(root.path());
     register(&first, "one").await;
     let dir = root.path().join("2");
     let joined = group.joined(2);
@@ -137,9 +114,7 @@ async fn one_that_fell_behind_takes_the_snapshot_also_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_cut_off_comes_again_and_leaves_nothing_behind() {
     let root = tempfile::tempdir().unwrap();
-    let mut group = Group::default();
-    group.start(1, &root.path().join("1"), None);
-    let first = group.replica(1);
+    let (mut group, first) = Group::found(root.path());
     for number in 0..300 {
         register(&first, &format!("agent-{number}")).await;
     }
@@ -171,10 +146,7 @@ async fn a_snapshot_that_is_cut_off_comes_again_and_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_rotted_is_made_anew_for_who_needs_it() {
     let root = tempfile::tempdir().unwrap();
-    let mut group = Group::default();
-    let dir = root.path().join("1");
-    group.start(1, &dir, None);
-    let first = group.replica(1);
+    let (mut group, first) = Group::found(root.path());
     for number in 0..300 {
         register(&first, &format!("agent-{number}")).await;
     }
@@ -184,7 +156,7 @@ async fn a_snapshot_that_rotted_is_made_anew_for_who_needs_it() {
     group.start(2, &root.path().join("2"), Some(group.joined(2)));
     group.knows(2, "agent-299").await;
     // From now on nothing happens for which another would be made.
-    for snapshot in std::fs::read_dir(dir.join("snapshots")).unwrap() {
+    for snapshot in std::fs::read_dir(root.path().join("1/snapshots")).unwrap() {
         let path = snapshot.unwrap().path();
         let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.len() / 2;
@@ -208,6 +180,32 @@ struct Group {
 }
 
 impl Group {
+    /// One that is alone, and knows of nobody.
+    fn found(root: &Path) -> (Self, Replica) {
+        let mut group = Self::default();
+        group.start(1, &root.join("1"), None);
+        let first = group.replica(1);
+        (group, first)
+    }
+
+    /// Two more join the first one, which has registered the agent `one`.
+    async fn become_three(&mut self, root: &Path) {
+        let first = self.replica(1);
+        for id in [2, 3] {
+            let joined = self.joined(id);
+            self.start(id, &root.join(id.to_string()), Some(joined));
+            first.change_membership(add_learner(id)).await.unwrap();
+            self.knows(id, "one").await;
+        }
+        // Both at once: never two voters.
+        first.change_membership(make_voters(&[2, 3])).await.unwrap();
+        first.change_membership(ConfChangeV2::default()).await.unwrap();
+        for id in [1, 2, 3] {
+            let mut members = self.replica(id).membership_changes();
+            members.wait_for(|now| now.voters == [1, 2, 3] && !now.is_joint()).await.unwrap();
+        }
+    }
+
     fn start(&mut self, id: u64, dir: &Path, joined: Option<Joined>) {
         let Started { replica, thread, notices: _, outbound } =
             Replica::start(options_of(dir, joined)).unwrap();
